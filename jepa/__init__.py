@@ -1,0 +1,1 @@
+"""jepa: pretrain Joint-Embedding Predictive Architectures."""

@@ -1,0 +1,51 @@
+"""Schedules as pure functions of the optimiser step, counted from 1. Resuming replays nothing.
+
+Exact values of the published I-JEPA schedules: the first update uses step 1, so `start` itself is never applied.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import cos, pi
+
+
+@dataclass(frozen=True)
+class WarmupCosine:
+    """Linear from `start` to `peak` over `warmup` steps, then half a cosine down to `end` at step `total`."""
+
+    start: float
+    peak: float
+    end: float
+    warmup: int
+    total: int
+
+    def __call__(self, step: int) -> float:
+        if step < self.warmup:
+            return self.start + (step / self.warmup) * (self.peak - self.start)
+        progress = (step - self.warmup) / max(1, self.total - self.warmup)
+        return max(self.end, self.end + (self.peak - self.end) * 0.5 * (1 + cos(pi * progress)))
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """Half a cosine from `start` to `end` at step `total`, and `end` after it."""
+
+    start: float
+    end: float
+    total: int
+
+    def __call__(self, step: int) -> float:
+        value = self.end + (self.start - self.end) * 0.5 * (1 + cos(pi * step / self.total))
+        return min(self.end, value) if self.start <= self.end else max(self.end, value)
+
+
+@dataclass(frozen=True)
+class Linear:
+    """From `start` at step 1 towards `end`, which step `total` + 1 would reach."""
+
+    start: float
+    end: float
+    total: int
+
+    def __call__(self, step: int) -> float:
+        return self.start + (step - 1) * (self.end - self.start) / self.total

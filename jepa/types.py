@@ -1,0 +1,285 @@
+"""The currency of the framework: ragged tokens on an n-D grid, and what is asked of them.
+
+Shape legend, used in every docstring and trailing comment:
+
+    B  samples in a batch        S  sets (sequences) in a ragged batch     N  tokens of all sets together
+    M  target sets per sample    C  channels                               D  width of an embedding
+    H  attention heads           G  positions of a grid (its product)      A  length of an action or motion code
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Indices:
+    """Ragged sets of positions on a grid: set after set, each as long as it is.
+
+    The extreme lengths are kept on the host, so that nothing downstream has to wait for a device to learn a shape.
+
+    Attributes:
+        values: (N,) int64, row-major positions on `grid`, ascending within a set.
+        lengths: (S,) int64, tokens of each set; their sum is N.
+        grid: size of the grid along each axis, e.g. (rows, columns).
+        min_length, max_length: extremes of `lengths`.
+    """
+
+    values: Tensor
+    lengths: Tensor
+    grid: tuple[int, ...]
+    min_length: int
+    max_length: int
+
+    @classmethod
+    def of(cls, values: Tensor, lengths: Tensor, grid: Sequence[int]) -> Indices:
+        """Indices from packed `values` (N,) and `lengths` (S,).
+
+        Raises:
+            ValueError: the lengths do not add up, a set is empty, or a position lies outside the grid.
+        """
+        grid = tuple(int(g) for g in grid)
+        if values.ndim != 1 or lengths.ndim != 1 or int(lengths.sum()) != len(values):
+            raise ValueError(
+                f"lengths {tuple(lengths.shape)} sum to {int(lengths.sum())}, values hold {tuple(values.shape)}"
+            )
+        if len(lengths) == 0 or int(lengths.min()) < 1:
+            empty = (lengths == 0).nonzero().flatten().tolist()
+            raise ValueError(f"every set needs at least one position; empty: sets {empty[:8]} of {len(lengths)}")
+        if int(values.min()) < 0 or int(values.max()) >= prod(grid):
+            raise ValueError(f"positions {int(values.min())}..{int(values.max())} leave the grid {grid}")
+        return cls(values.long(), lengths.long(), grid, int(lengths.min()), int(lengths.max()))
+
+    @classmethod
+    def from_maps(cls, maps: Tensor) -> Indices:
+        """Indices of the true cells of boolean `maps` (S, *grid), one set per map.
+
+        Raises:
+            ValueError: `maps` is not boolean, or a map is empty.
+        """
+        if maps.dtype != torch.bool or maps.ndim < 2:
+            raise ValueError(f"expected boolean maps (S, *grid), got {maps.dtype} {tuple(maps.shape)}")
+        flat = maps.flatten(1)
+        return cls.of(flat.nonzero()[:, 1], flat.sum(1), tuple(maps.shape[1:]))
+
+    @classmethod
+    def all(cls, sets: int, grid: Sequence[int], device: torch.device | str | None = None) -> Indices:
+        """Every position of `grid`, for each of `sets` sets."""
+        size = prod(grid)
+        values = torch.arange(size, device=device).repeat(sets)
+        return cls(values, torch.full((sets,), size, device=device), tuple(grid), size, size)
+
+    def __len__(self) -> int:
+        """Number of sets, S."""
+        return len(self.lengths)
+
+    @property
+    def total(self) -> int:
+        """Number of tokens of all sets together, N."""
+        return len(self.values)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every set holds the whole grid."""
+        return self.min_length == prod(self.grid)
+
+    @cached_property
+    def offsets(self) -> Tensor:
+        """(S + 1,) where each set starts; the last entry is N."""
+        return torch.nn.functional.pad(self.lengths.cumsum(0), (1, 0))
+
+    @cached_property
+    def sets(self) -> Tensor:
+        """(N,) the set that each token belongs to."""
+        order = torch.arange(len(self), device=self.lengths.device)
+        return torch.repeat_interleave(order, self.lengths, output_size=self.total)
+
+    def maps(self) -> Tensor:
+        """(S, *grid) boolean maps: the inverse of `from_maps`."""
+        flat = torch.zeros(len(self), prod(self.grid), dtype=torch.bool, device=self.values.device)
+        flat[self.sets, self.values] = True
+        return flat.view(len(self), *self.grid)
+
+    def apply(self, move: Callable[[Tensor], Tensor]) -> Indices:
+        """The same indices with `move` applied to its tensors (a device, pinned memory)."""
+        return replace(self, values=move(self.values), lengths=move(self.lengths))
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """Ragged features: `x` (N, D), one row for each position of `index`."""
+
+    x: Tensor
+    index: Indices
+
+    def at(self, query: Indices) -> Tensor:
+        """Features at the queried positions: (N of the query, D).
+
+        The query may hold several sets per set of these tokens (M target blocks of one sample, sample after sample).
+
+        Raises:
+            ValueError: these tokens do not cover the whole grid, the grids differ, or the sets do not divide.
+        """
+        if not self.index.complete or self.index.grid != query.grid or len(query) % len(self.index):
+            raise ValueError(
+                f"cannot look up {len(query)} sets on grid {query.grid} in {len(self.index)} sets on grid "
+                f"{self.index.grid} that hold {self.index.min_length}..{self.index.max_length} positions each: "
+                f"targets are looked up in views that keep every position"
+            )
+        sample = query.sets // (len(query) // len(self.index))
+        return self.x[sample * prod(query.grid) + query.values]
+
+    def dense(self) -> Tensor:
+        """(S, L, D) when all sets have the same length L.
+
+        Raises:
+            ValueError: the sets differ in length.
+        """
+        if self.index.min_length != self.index.max_length:
+            raise ValueError(f"sets hold {self.index.min_length}..{self.index.max_length} tokens, not one length")
+        return self.x.view(len(self.index), self.index.max_length, -1)
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """What an encoder is given: `x` (B, C, *size) and the positions it may see (`None`: all of them)."""
+
+    x: Tensor
+    keep: Indices | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """One prediction problem.
+
+    Attributes:
+        context: what is seen.
+        query: where to look: target `Indices` (B * M sets, the M sets of a sample together), or a motion or action
+            code (B, A).
+        share: weight that turns this process's mean over its target tokens into its part of the mean over the global
+            batch: (tokens here) * (parts) / (tokens of the global batch). 1.0 for a batch that stands alone.
+    """
+
+    context: View
+    query: Indices | Tensor
+    share: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class JepaBatch:
+    """Input of a training step.
+
+    Attributes:
+        target: what the target encoder sees.
+        tasks: the prediction problems posed on it.
+        labels: named labels (B, ...) if the data has them; never used by the loss.
+        index: (B,) positions of the samples in their dataset.
+        skipped: samples that could not be read and were replaced, as "name: reason".
+    """
+
+    target: View
+    tasks: list[Task]
+    labels: Mapping[str, Tensor] = field(default_factory=dict)
+    index: Tensor | None = None
+    skipped: tuple[str, ...] = ()
+
+    def map_inputs(self, change: Callable[[Tensor], Tensor]) -> JepaBatch:
+        """The same batch with `change` applied once to each distinct input tensor."""
+        return self._map(change, lambda tensor: tensor)
+
+    def apply(self, move: Callable[[Tensor], Tensor]) -> JepaBatch:
+        """The same batch with `move` applied once to each distinct tensor."""
+        return self._map(move, move)
+
+    def to(self, device: torch.device | str) -> JepaBatch:
+        return self.apply(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> JepaBatch:
+        return self.apply(Tensor.pin_memory)
+
+    def _map(self, on_input: Callable[[Tensor], Tensor], on_rest: Callable[[Tensor], Tensor]) -> JepaBatch:
+        done: dict[int, Tensor] = {}  # the views of a sample usually share one tensor: move it once
+
+        def once(tensor: Tensor) -> Tensor:
+            return done.setdefault(id(tensor), on_input(tensor)) if id(tensor) not in done else done[id(tensor)]
+
+        def view(v: View) -> View:
+            return View(once(v.x), None if v.keep is None else v.keep.apply(on_rest))
+
+        def query(q: Indices | Tensor) -> Indices | Tensor:
+            return q.apply(on_rest) if isinstance(q, Indices) else on_rest(q)
+
+        return JepaBatch(
+            target=view(self.target),
+            tasks=[Task(view(task.context), query(task.query), task.share) for task in self.tasks],
+            labels={name: on_rest(label) for name, label in self.labels.items()},
+            index=None if self.index is None else on_rest(self.index),
+            skipped=self.skipped,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class StepOutput:
+    """Result of a training step.
+
+    Attributes:
+        loss: scalar to differentiate.
+        terms: the named parts of the loss, detached scalars.
+        intermediates: what probes may look at: `target` (Tokens), and per task `context` and `prediction` (Tokens) and
+            `query`. Detached from the graph.
+    """
+
+    loss: Tensor
+    terms: Mapping[str, Tensor]
+    intermediates: Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Masks:
+    """A masker's answer for one task, in the form a person thinks in: boolean maps.
+
+    Attributes:
+        context: (B, *grid) what is seen.
+        targets: (B, M, *grid) what is to be predicted, M sets per sample.
+    """
+
+    context: Tensor
+    targets: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One item of a dataset.
+
+    Attributes:
+        x: (C, *size), uint8 for pictures, float otherwise.
+        labels: named labels, numbers or tensors of fixed shape; empty when there are none.
+        name: what a person calls it: a path, or "shapes/17".
+    """
+
+    x: Tensor
+    labels: Mapping[str, int | float | Tensor] = field(default_factory=dict)
+    name: str = ""
+
+
+class UnreadableSample(Exception):
+    """A sample cannot be used. It is skipped, counted and named in the log, and training goes on.
+
+    Args:
+        name: the sample's name, usually its path.
+        reason: what is wrong with it.
+    """
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(name, reason)
+        self.name, self.reason = name, reason
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}"
