@@ -163,8 +163,9 @@ class Task:
         context: what is seen.
         query: where to look: target `Indices` (B * M sets, the M sets of a sample together), or a motion or action
             code (B, A).
-        share: weight that turns this process's mean over its target tokens into its part of the mean over the global
-            batch: (tokens here) * (parts) / (tokens of the global batch). 1.0 for a batch that stands alone.
+        share: weight of this micro-batch's mean over its target tokens: (tokens here) * (processes) / (tokens of the
+            global batch). Summed over accumulated micro-batches and averaged over processes, as DDP averages
+            gradients, it gives exactly the mean over the global batch. 1.0 for a batch that stands alone.
     """
 
     context: View

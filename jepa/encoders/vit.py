@@ -1,0 +1,71 @@
+"""Vision transformer over an n-D grid of patches: pictures, clips, spectrograms, signals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from jepa.interfaces import Encoder
+from jepa.nn.attention import Layout
+from jepa.nn.blocks import Transformer
+from jepa.nn.init import init_weights, rescale_depth
+from jepa.nn.patch import PatchEmbed
+from jepa.nn.position import AxisOrder, LearnedPosition, SinCosPosition
+from jepa.types import Indices, Tokens, View
+
+
+class ViT(Encoder):
+    """ViT without class token or registers, as in I-JEPA (Assran et al. 2023, section 4 and appendix A).
+
+    Args:
+        dim, depth, heads, mlp_ratio: width D, blocks, heads and hidden width of the MLP over D.
+        patch_size: size of a patch along each axis; its length is the number of axes (one number: a 2-D square).
+        in_chans: channels C of the input.
+        position: "sincos" (fixed, evaluated for any grid) or "learned" (interpolated; needs `grid_size`).
+        axis_order: which axis the first sin-cos features encode; "last_first" is I-JEPA's, "first_first" V-JEPA's.
+        grid_size: the grid that learned positions live on.
+        drop_path: stochastic depth rate of the last block.
+        depth_rescale: divide the last projections of block l by sqrt(2 l); effective in V-JEPA 2, not in I-JEPA.
+        grad_checkpointing: recompute blocks in the backward pass: less memory, about a third more time.
+
+    Raises:
+        ValueError: learned positions without `grid_size`, or a `grid_size` that nothing would use.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        depth: int,
+        heads: int,
+        mlp_ratio: float = 4.0,
+        patch_size: int | Sequence[int] = 16,
+        in_chans: int = 3,
+        position: Literal["sincos", "learned"] = "sincos",
+        axis_order: AxisOrder = "last_first",
+        grid_size: Sequence[int] | None = None,
+        drop_path: float = 0.0,
+        depth_rescale: bool = False,
+        grad_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        if (position == "learned") != (grid_size is not None):
+            raise ValueError(f"position={position!r} and grid_size={grid_size}: learned positions need it, others not")
+        patch = (patch_size, patch_size) if isinstance(patch_size, int) else tuple(patch_size)
+        self.embed_dim = dim
+        self.patch_embed = PatchEmbed(in_chans, patch, dim)
+        self.transformer = Transformer(dim, depth, heads, mlp_ratio, drop_path, grad_checkpointing)
+        self.apply(init_weights)
+        if depth_rescale:
+            rescale_depth(self.transformer.blocks)
+        self.position: SinCosPosition | LearnedPosition = (
+            SinCosPosition(dim, axis_order) if grid_size is None else LearnedPosition(dim, grid_size)
+        )
+
+    def grid(self, input_size: Sequence[int]) -> tuple[int, ...]:
+        return self.patch_embed.grid(input_size)
+
+    def forward(self, view: View) -> Tokens:
+        index = view.keep or Indices.all(view.x.shape[0], self.grid(view.x.shape[2:]), view.x.device)
+        x = self.patch_embed(view.x, index) + self.position(index)
+        return Tokens(self.transformer(x, Layout.of(index)), index)

@@ -1,0 +1,37 @@
+"""Criteria that compare predicted with target embeddings: the mean over every element."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class SmoothL1(nn.Module):
+    """Huber-like loss: quadratic below `beta`, linear above. The published I-JEPA code uses beta = 1.
+
+    Raises:
+        ValueError: `beta` is not positive (0 would be `L1`).
+    """
+
+    def __init__(self, *, beta: float = 1.0) -> None:
+        super().__init__()
+        if beta <= 0:
+            raise ValueError(f"criterion.beta={beta} must be positive; use jepa.losses.L1 for 0")
+        self.beta = beta
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:  # (N, D), (N, D) -> ()
+        return F.smooth_l1_loss(prediction, target, beta=self.beta)
+
+
+class L1(nn.Module):
+    """Mean absolute difference (V-JEPA, Bardes et al. 2024, equation 1)."""
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:  # (N, D), (N, D) -> ()
+        return F.l1_loss(prediction, target)
+
+
+class L2(nn.Module):
+    """Mean squared difference (I-JEPA, Assran et al. 2023, section 3)."""
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:  # (N, D), (N, D) -> ()
+        return F.mse_loss(prediction, target)

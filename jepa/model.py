@@ -1,0 +1,83 @@
+"""Encode what is seen, and predict the embedding of what is not, told only where it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from jepa.interfaces import Encoder, Predictor, TargetUpdater
+from jepa.types import Indices, JepaBatch, StepOutput, Tokens, View
+
+
+class JEPA(nn.Module):
+    """Encoder, target encoder and predictor as one module; its forward is the method.
+
+    Args:
+        encoder: sees the context.
+        predictor: predicts target embeddings from context tokens and a query.
+        target: makes and moves the target encoder.
+        criterion: (prediction (N, D), target (N, D)) -> scalar mean.
+        normalize_targets: layer-norm the targets over D without affine parameters (epsilon 1e-5), as published.
+    """
+
+    def __init__(
+        self,
+        *,
+        encoder: Encoder,
+        predictor: Predictor,
+        target: TargetUpdater,
+        criterion: nn.Module,
+        normalize_targets: bool = True,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.predictor = predictor
+        self.criterion = criterion
+        self.normalize_targets = normalize_targets
+        self.updater = target
+        self.target_encoder = target.make_target(encoder)  # None: the encoder is its own target
+
+    @property
+    def teacher(self) -> Encoder:
+        """The encoder that makes the targets."""
+        return self.encoder if self.target_encoder is None else self.target_encoder
+
+    def train(self, mode: bool = True) -> JEPA:
+        """A target encoder of its own always stays in evaluation mode: targets are not dropped out."""
+        super().train(mode)
+        if self.target_encoder is not None:
+            self.target_encoder.eval()
+        return self
+
+    def targets(self, view: View) -> Tokens:
+        """Target embeddings of a view, normalised."""
+        with torch.set_grad_enabled(self.updater.gradient and torch.is_grad_enabled()):
+            tokens = self.teacher(view)
+            x = tokens.x.float()
+            return Tokens(F.layer_norm(x, x.shape[-1:]) if self.normalize_targets else x, tokens.index)
+
+    def forward(self, batch: JepaBatch) -> StepOutput:
+        target = self.targets(batch.target)
+        loss = target.x.new_zeros(())
+        seen: list[dict[str, Any]] = []
+        for task in batch.tasks:
+            context = self.encoder(task.context)
+            prediction = self.predictor(context, task.query)
+            answer = target.at(task.query) if isinstance(task.query, Indices) else target.x
+            loss = loss + self.criterion(prediction.x.float(), answer) * (task.share / len(batch.tasks))
+            seen.append(
+                {
+                    "context": Tokens(context.x.detach(), context.index),
+                    "prediction": Tokens(prediction.x.detach(), prediction.index),
+                    "query": task.query,
+                }
+            )
+        terms = {"prediction": loss.detach()}
+        return StepOutput(loss, terms, {"target": Tokens(target.x.detach(), target.index), "tasks": seen})
+
+    def update_target(self, momentum: float) -> None:
+        """Move the target encoder after an optimiser step."""
+        self.updater.update(self.encoder, self.target_encoder, momentum)

@@ -1,0 +1,137 @@
+"""Self-attention over ragged batches: the only place that knows where one sequence ends and the next begins.
+
+Linear layers run on packed tokens (N, D). Attention picks one of three backends that give equal results:
+
+    equal   all sequences have one length: one call of SDPA on a reshape
+    varlen  CUDA in half precision: torch.nn.attention.varlen, no padding at all
+    padded  everywhere else: SDPA on a padded copy with a mask
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from jepa.types import Indices
+
+Backend = Literal["equal", "varlen", "padded"]
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Where the sequences of a packed batch (N, D) begin and end, with what each backend needs, computed once.
+
+    Attributes:
+        lengths: (S,) tokens of each sequence.
+        total: N.
+        min_length, max_length: bounds on `lengths`, known on the host; equal only if all lengths are.
+    """
+
+    lengths: Tensor
+    total: int
+    min_length: int
+    max_length: int
+
+    @classmethod
+    def of(cls, index: Indices) -> Layout:
+        return cls(index.lengths, index.total, index.min_length, index.max_length)
+
+    @cached_property
+    def cumulative(self) -> Tensor:
+        """(S + 1,) int32 where each sequence starts; the last entry is N."""
+        return F.pad(self.lengths.cumsum(0), (1, 0)).int()
+
+    @cached_property
+    def sequence(self) -> Tensor:
+        """(N,) the sequence that each token belongs to."""
+        order = torch.arange(len(self.lengths), device=self.lengths.device)
+        return torch.repeat_interleave(order, self.lengths, output_size=self.total)
+
+    @cached_property
+    def offset(self) -> Tensor:
+        """(N,) place of each token within its sequence."""
+        return torch.arange(self.total, device=self.lengths.device) - self.cumulative[self.sequence]
+
+    @cached_property
+    def slots(self) -> Tensor:
+        """(N,) place of each token in the padded (S * max_length) layout."""
+        return self.sequence * self.max_length + self.offset
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """(S, 1, 1, max_length) true where the padded layout holds a token."""
+        return (torch.arange(self.max_length, device=self.lengths.device) < self.lengths[:, None])[:, None, None]
+
+
+def choose_backend(q: Tensor, layout: Layout) -> Backend:
+    """The fastest backend that can take these tensors."""
+    if layout.min_length == layout.max_length:
+        return "equal"
+    # varlen keeps to flash attention: half precision, heads up to 256 wide, a multiple of 8
+    if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and q.shape[-1] <= 256 and q.shape[-1] % 8 == 0:
+        return "varlen"
+    return "padded"
+
+
+def ragged_attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout, backend: Backend | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(D / H)) v within each sequence.
+
+    Args:
+        q, k, v: (N, H, D / H) packed tokens.
+        layout: the sequences.
+        backend: forces one of the three; by default the fastest that fits.
+
+    Returns:
+        (N, H, D / H)
+    """
+    backend = backend or choose_backend(q, layout)
+    if backend == "equal":
+        sequences = len(layout.lengths)
+        q, k, v = (t.view(sequences, layout.max_length, *t.shape[1:]).transpose(1, 2) for t in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1)
+    if backend == "varlen":
+        return _varlen(q, k, v, layout)
+    heads, width = q.shape[1:]
+    padded = q.new_zeros(3, len(layout.lengths) * layout.max_length, heads, width)
+    padded = padded.index_copy(1, layout.slots, torch.stack((q, k, v)))
+    q, k, v = padded.view(3, len(layout.lengths), layout.max_length, heads, width).transpose(2, 3).unbind(0)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=layout.mask)
+    return out.transpose(1, 2).flatten(0, 1).index_select(0, layout.slots)
+
+
+def _varlen(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn  # only CUDA builds can run it
+
+    ends, longest = layout.cumulative, layout.max_length
+    # by position: the names of what follows moved between torch releases, these seven did not
+    out = varlen_attn(q.contiguous(), k.contiguous(), v.contiguous(), ends, ends, longest, longest)
+    return out if isinstance(out, Tensor) else out[0]
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one joint projection, laid out as [q | k | v] (Dosovitskiy et al. 2021).
+
+    Args:
+        dim: width D.
+        heads: number of heads; must divide D.
+
+    Raises:
+        ValueError: `heads` does not divide `dim`.
+    """
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"heads={heads} does not divide the width {dim}")
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, layout: Layout) -> Tensor:  # (N, D) -> (N, D)
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(1)
+        return self.proj(ragged_attention(q, k, v, layout).flatten(1))

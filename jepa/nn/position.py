@@ -1,0 +1,90 @@
+"""Positions on n-D grids of any size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from jepa.types import Indices
+
+AxisOrder = Literal["last_first", "first_first"]
+
+
+def sincos_1d(dim: int, positions: Tensor) -> Tensor:
+    """All sines, then all cosines, of positions times 10000^(-k / (dim / 2)), in float64: (P,) -> (P, dim)."""
+    frequencies = 10000.0 ** (-torch.arange(dim // 2, dtype=torch.float64) / (dim / 2))
+    angles = positions.double()[:, None] * frequencies
+    return torch.cat((angles.sin(), angles.cos()), dim=1)
+
+
+def axis_widths(dim: int, axes: int) -> list[int]:
+    """Even widths that share `dim` over the axes as equally as can be, summing to at least `dim`."""
+    return [2 * -(-dim // (2 * axes))] * axes
+
+
+def sincos_table(dim: int, grid: Sequence[int], axis_order: AxisOrder = "first_first") -> Tensor:
+    """Fixed sin-cos positions of every cell of `grid`: (G, dim) float32.
+
+    Every axis has an equal share of the features; what an uneven division leaves over is cut from the end.
+
+    Args:
+        dim: width, even.
+        grid: size along each axis.
+        axis_order: which axis the first features encode: "last_first" is the published I-JEPA (columns before rows, as
+            in MAE), "first_first" the published V-JEPA (rows before columns; time before both).
+
+    Raises:
+        ValueError: `dim` is odd.
+    """
+    if dim % 2:
+        raise ValueError(f"sin-cos positions need an even width, not {dim}")
+    axes = torch.meshgrid(*(torch.arange(size) for size in grid), indexing="ij")
+    if axis_order == "last_first":
+        axes = axes[::-1]
+    widths = axis_widths(dim, len(grid))
+    parts = [sincos_1d(width, axis.flatten()) for width, axis in zip(widths, axes, strict=True)]
+    return torch.cat(parts, dim=1)[:, :dim].float()
+
+
+class SinCosPosition(nn.Module):
+    """Fixed sin-cos positions, evaluated for whatever grid comes (Vaswani et al. 2017, per axis)."""
+
+    def __init__(self, dim: int, axis_order: AxisOrder = "last_first") -> None:
+        super().__init__()
+        if dim % 2:
+            raise ValueError(f"sin-cos positions need an even width, not {dim}")
+        self.dim, self.axis_order = dim, axis_order
+        self._tables: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}  # not a buffer: nothing to save or sync
+
+    def forward(self, index: Indices) -> Tensor:  # -> (N, D)
+        place = (index.grid, index.values.device)
+        if place not in self._tables:
+            self._tables[place] = sincos_table(self.dim, index.grid, self.axis_order).to(index.values.device)
+        return self._tables[place].index_select(0, index.values)
+
+
+class LearnedPosition(nn.Module):
+    """Learned positions on `grid`, interpolated (n-linear) to any other grid of as many axes."""
+
+    def __init__(self, dim: int, grid: Sequence[int]) -> None:
+        super().__init__()
+        self.grid = tuple(grid)
+        if len(self.grid) > 3:
+            raise ValueError(f"learned positions serve 1 to 3 axes, not {self.grid}")
+        self.table = nn.Parameter(torch.empty(prod(self.grid), dim))
+        nn.init.trunc_normal_(self.table, std=0.02)
+
+    def forward(self, index: Indices) -> Tensor:  # -> (N, D)
+        if index.grid == self.grid:
+            return self.table.index_select(0, index.values)
+        if len(index.grid) != len(self.grid):
+            raise ValueError(f"positions learned on a grid {self.grid} cannot serve a grid {index.grid}")
+        mode = ("linear", "bilinear", "trilinear")[len(self.grid) - 1]
+        volume = self.table.view(*self.grid, -1).movedim(-1, 0)[None]
+        resized = F.interpolate(volume, size=index.grid, mode=mode, align_corners=False)
+        return resized[0].flatten(1).T.index_select(0, index.values)

@@ -1,0 +1,43 @@
+"""AdamW with the published parameter groups."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
+    """Trained parameters in groups: with and without weight decay, for each of the model's parts.
+
+    Biases and one-dimensional tensors are not decayed; everything else is, mask tokens included. Each group keeps its
+    parameters' names under "names" and whether it is decayed under "decay".
+    """
+    parts: dict[str, list[tuple[str, nn.Parameter]]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parts.setdefault(name.split(".")[0], []).append((name, parameter))
+    groups = []
+    for decay in (True, False):
+        for members in parts.values():
+            chosen = [(n, p) for n, p in members if decay == (p.ndim > 1 and "bias" not in n)]
+            if chosen:
+                names, parameters = zip(*chosen, strict=True)
+                groups.append({"params": list(parameters), "names": list(names), "decay": decay})
+    return groups
+
+
+def adamw(model: nn.Module, *, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> torch.optim.AdamW:
+    """Fused AdamW over `parameter_groups`; learning rate and weight decay are set before every step."""
+    groups = parameter_groups(model)
+    if not groups:
+        raise ValueError("the model has no parameters to train")
+    return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, weight_decay=0.0, fused=True)
+
+
+def set_hyperparameters(optimizer: torch.optim.Optimizer, *, lr: float, weight_decay: float) -> None:
+    """Learning rate of every group, weight decay of those that are decayed."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+        group["weight_decay"] = weight_decay if group["decay"] else 0.0

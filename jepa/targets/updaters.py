@@ -1,0 +1,88 @@
+"""How the target encoder follows the encoder."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor
+
+from jepa.interfaces import Encoder, TargetUpdater
+from jepa.schedules import Linear
+
+
+class EMA(TargetUpdater):
+    """Exponential moving average of parameters and floating buffers; other buffers are copied.
+
+    After optimiser step s of T, target = m * target + (1 - m) * encoder with m rising linearly from `start` at s = 1
+    towards `end` (Assran et al. 2023, appendix A.1; Grill et al. 2020).
+
+    Args:
+        start, end: momentum at the first step and towards the end of the run, in [0, 1].
+
+    Raises:
+        ValueError: a momentum outside [0, 1].
+    """
+
+    def __init__(self, *, start: float = 0.996, end: float = 1.0) -> None:
+        for name, value in (("start", start), ("end", end)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"target.{name}={value}: a momentum lies in [0, 1]")
+        self.start, self.end = start, end
+
+    def make_target(self, encoder: Encoder) -> Encoder:
+        return frozen_copy(encoder)
+
+    def momentum(self, step: int, total_steps: int) -> float:
+        return Linear(self.start, self.end, total_steps)(step)
+
+    @torch.no_grad()
+    def update(self, encoder: Encoder, target: Encoder | None, momentum: float) -> None:
+        assert target is not None
+        old, new = tensors(target), tensors(encoder)
+        floating = [i for i, tensor in enumerate(old) if tensor.is_floating_point()]
+        if floating:
+            torch._foreach_lerp_([old[i] for i in floating], [new[i] for i in floating], 1 - momentum)
+        for i in set(range(len(old))) - set(floating):
+            old[i].copy_(new[i])
+
+
+class Frozen(TargetUpdater):
+    """A target encoder that never moves: a fixed teacher (SALT, Li et al. 2025)."""
+
+    def make_target(self, encoder: Encoder) -> Encoder:
+        return frozen_copy(encoder)
+
+    def momentum(self, step: int, total_steps: int) -> float:
+        return 1.0
+
+    def update(self, encoder: Encoder, target: Encoder | None, momentum: float) -> None:
+        """Nothing moves."""
+
+
+class StopGradient(TargetUpdater):
+    """The encoder is its own target, without gradient (SimSiam, Chen & He 2021)."""
+
+    def make_target(self, encoder: Encoder) -> None:
+        return None
+
+    def momentum(self, step: int, total_steps: int) -> float:
+        return 0.0
+
+    def update(self, encoder: Encoder, target: Encoder | None, momentum: float) -> None:
+        """The target is the encoder: it has moved already."""
+
+
+class Shared(StopGradient):
+    """The encoder is its own target and receives gradients from both sides; a regulariser must prevent collapse."""
+
+    gradient = True
+
+
+def frozen_copy(encoder: Encoder) -> Encoder:
+    """A deep copy that takes no gradients and stays in evaluation mode."""
+    return copy.deepcopy(encoder).requires_grad_(False).eval()
+
+
+def tensors(module: torch.nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
