@@ -1,0 +1,20 @@
+"""Datasets, transforms and batches."""
+
+from jepa.data.base import DataError, SampleDataset, fingerprint_of
+from jepa.data.batches import Batches, collate, loader
+from jepa.data.normalize import Normalize
+from jepa.data.shapes import Shapes
+from jepa.data.transforms import center_crop, random_resized_crop
+
+__all__ = [
+    "Batches",
+    "DataError",
+    "Normalize",
+    "SampleDataset",
+    "Shapes",
+    "center_crop",
+    "collate",
+    "fingerprint_of",
+    "loader",
+    "random_resized_crop",
+]
