@@ -11,7 +11,7 @@ from math import cos, pi
 
 @dataclass(frozen=True)
 class WarmupCosine:
-    """Linear from `start` to `peak` over `warmup` steps, then half a cosine down to `end` at step `total`."""
+    """Linear from `start` to `peak` over `warmup` steps, then half a cosine down to `end` at step `total`, and `end` after it."""
 
     start: float
     peak: float
@@ -22,8 +22,8 @@ class WarmupCosine:
     def __call__(self, step: int) -> float:
         if step < self.warmup:
             return self.start + (step / self.warmup) * (self.peak - self.start)
-        progress = (step - self.warmup) / max(1, self.total - self.warmup)
-        return max(self.end, self.end + (self.peak - self.end) * 0.5 * (1 + cos(pi * progress)))
+        progress = min(1.0, (step - self.warmup) / max(1, self.total - self.warmup))
+        return self.end + (self.peak - self.end) * 0.5 * (1 + cos(pi * progress))
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Cosine:
     total: int
 
     def __call__(self, step: int) -> float:
-        value = self.end + (self.start - self.end) * 0.5 * (1 + cos(pi * step / self.total))
-        return min(self.end, value) if self.start <= self.end else max(self.end, value)
+        progress = min(1.0, step / self.total)
+        return self.end + (self.start - self.end) * 0.5 * (1 + cos(pi * progress))
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,16 @@ class Mlp(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Drops a residual branch for whole sequences (stochastic depth, Huang et al. 2016)."""
+    """Drops a residual branch for whole sequences (stochastic depth, Huang et al. 2016).
+
+    Raises:
+        ValueError: `rate` is not in [0, 1).
+    """
 
     def __init__(self, rate: float) -> None:
         super().__init__()
+        if not 0 <= rate < 1:
+            raise ValueError(f"drop_path={rate} must lie in [0, 1)")
         self.rate = rate
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
@@ -83,3 +89,10 @@ class Transformer(nn.Module):
             else:
                 x = block(x, layout)
         return self.norm(x)
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """Compile every block in place, for any number of tokens."""
+    for module in model.modules():
+        if isinstance(module, Block):
+            module.compile(dynamic=True)

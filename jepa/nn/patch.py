@@ -40,10 +40,20 @@ class PatchEmbed(nn.Module):
         return tuple(s // p for s, p in zip(input_size, self.patch_size, strict=True))
 
     def forward(self, x: Tensor, index: Indices) -> Tensor:  # (B, C, *size) -> (N, D)
+        """Embeddings of the patches at `index`.
+
+        Raises:
+            ValueError: the input has other channels, or does not fit the index.
+        """
         if x.shape[1] != self.in_chans:
             raise ValueError(
                 f"the encoder takes {self.in_chans} channels, the input {tuple(x.shape)} has {x.shape[1]}: "
                 f"set encoder.in_chans={x.shape[1]}"
+            )
+        if len(index) != len(x) or index.grid != self.grid(x.shape[2:]):
+            raise ValueError(
+                f"an input {tuple(x.shape)} has {len(x)} samples on a grid {self.grid(x.shape[2:])}, "
+                f"its mask {len(index)} on a grid {index.grid}"
             )
         axes = len(self.patch_size)
         x = x[(..., *(slice(g * p) for g, p in zip(index.grid, self.patch_size, strict=True)))]
