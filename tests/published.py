@@ -32,7 +32,7 @@ def load_published(module: nn.Module, weights: dict[str, Tensor], rules: list[tu
 
 def relative_error(ours: Tensor | float, theirs: Tensor | float) -> float:
     """Largest absolute difference over the reference's largest absolute value."""
-    ours, theirs = (torch.as_tensor(value).detach().double() for value in (ours, theirs))
+    ours, theirs = (torch.as_tensor(value, dtype=torch.float64).detach() for value in (ours, theirs))
     if ours.shape != theirs.shape:
         return float("inf")
     return float((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-30))
