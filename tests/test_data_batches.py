@@ -174,8 +174,10 @@ def test_a_loader_resumes_anywhere_with_any_workers(workers: int) -> None:
 
 
 def test_an_error_in_a_worker_keeps_its_type_and_message() -> None:
+    iterator = iter(loader(batches(masker=Holey("context")), 0, 1, workers=1))
     with pytest.raises(DataError, match=r"Holey.* step 1: the context of sample 2"):
-        next(iter(loader(batches(masker=Holey("context")), 0, 1, workers=1)))
+        next(iterator)
+    iterator._shutdown_workers()  # left to the garbage collector it waits five seconds
 
 
 def test_unreadable_samples_are_replaced_and_named() -> None:

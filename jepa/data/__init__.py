@@ -2,6 +2,8 @@
 
 from jepa.data.base import DataError, SampleDataset, fingerprint_of
 from jepa.data.batches import Batches, collate, loader
+from jepa.data.digits import Digits
+from jepa.data.images import Images
 from jepa.data.normalize import Normalize
 from jepa.data.shapes import Shapes
 from jepa.data.transforms import center_crop, random_resized_crop
@@ -9,6 +11,8 @@ from jepa.data.transforms import center_crop, random_resized_crop
 __all__ = [
     "Batches",
     "DataError",
+    "Digits",
+    "Images",
     "Normalize",
     "SampleDataset",
     "Shapes",
