@@ -32,6 +32,16 @@ class Encoder(nn.Module, ABC):
     def forward(self, view: View) -> Tokens:
         """Tokens (N, D) at `view.keep`, or at every position of the grid when that is None."""
 
+    def features(self, view: View, layers: Sequence[int]) -> list[Tokens]:
+        """Tokens after each of the given layers, -1 being the output. Encoders with more to show override this.
+
+        Raises:
+            ValueError: a layer that the encoder does not have.
+        """
+        if any(layer != -1 for layer in layers):
+            raise ValueError(f"{type(self).__name__} offers its output (layer -1) only, not {list(layers)}")
+        return [self(view)] * len(layers)
+
 
 class Predictor(nn.Module, ABC):
     """Predicts embeddings from context tokens and a query.

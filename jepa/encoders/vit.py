@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from torch import Tensor
+
 from jepa.interfaces import Encoder
 from jepa.nn.attention import Layout
 from jepa.nn.blocks import Transformer
@@ -66,6 +68,13 @@ class ViT(Encoder):
         return self.patch_embed.grid(input_size)
 
     def forward(self, view: View) -> Tokens:
-        index = view.keep or Indices.all(view.x.shape[0], self.grid(view.x.shape[2:]), view.x.device)
-        x = self.patch_embed(view.x, index) + self.position(index)
+        x, index = self._embed(view)
         return Tokens(self.transformer(x, Layout.of(index)), index)
+
+    def features(self, view: View, layers: Sequence[int]) -> list[Tokens]:
+        x, index = self._embed(view)
+        return [Tokens(out, index) for out in self.transformer.intermediates(x, Layout.of(index), layers)]
+
+    def _embed(self, view: View) -> tuple[Tensor, Indices]:
+        index = view.keep or Indices.all(view.x.shape[0], self.grid(view.x.shape[2:]), view.x.device)
+        return self.patch_embed(view.x, index) + self.position(index), index

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -36,7 +38,7 @@ class DropPath(nn.Module):
         self.rate = rate
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
-        if not self.training or self.rate == 0:
+        if self.rate == 0 or not self.training:
             return x
         kept = torch.rand(len(layout.lengths), device=x.device) >= self.rate
         return x * (kept.to(x.dtype) / (1 - self.rate))[layout.sequence, None]
@@ -89,6 +91,21 @@ class Transformer(nn.Module):
             else:
                 x = block(x, layout)
         return self.norm(x)
+
+    def intermediates(self, x: Tensor, layout: Layout, layers: Sequence[int]) -> list[Tensor]:
+        """Outputs (N, D) after the given blocks (-1: the last), each through the final LayerNorm.
+
+        Raises:
+            ValueError: there is no such block.
+        """
+        depth = len(self.blocks)
+        if any(not -depth <= layer < depth for layer in layers):
+            raise ValueError(f"layers {list(layers)}: there are {depth} blocks, counted 0..{depth - 1} or from -1 down")
+        outputs = []
+        for block in self.blocks:
+            x = block(x, layout)
+            outputs.append(x)
+        return [self.norm(outputs[layer]) for layer in layers]
 
 
 def compile_blocks(model: nn.Module) -> None:

@@ -1,0 +1,122 @@
+"""From a resolved recipe to a trainer: every part built, checked against the others, and joined."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from jepa import recipe as recipes
+from jepa.build import RecipeError, build, build_model
+from jepa.data.base import SampleDataset
+from jepa.data.batches import Batches
+from jepa.interfaces import Encoder, Masker
+from jepa.optim import adamw
+from jepa.recipe import TrainSettings
+from jepa.seeding import Stream, key
+from jepa.trainer import Plan, Schedule, Trainer
+
+log = logging.getLogger("jepa")
+
+
+def assemble(recipe: Mapping[str, Any], settings: TrainSettings, accelerator: Accelerator) -> Trainer:
+    """The trainer of a recipe, at step 0.
+
+    Raises:
+        RecipeError, DataError: a part cannot be built, or parts do not fit together.
+    """
+    data = recipe["data"]
+    dataset: SampleDataset = build(data["dataset"], "data.dataset")
+    torch.manual_seed(key(recipe["seed"], Stream.INIT))
+    model = build_model(recipe)
+    size = input_size(data["size"])
+    grid = fitting_grid(model.encoder, size)
+    batches = Batches(
+        dataset=dataset,
+        transform=build(data["transform"], "data.transform") if data["transform"] else None,
+        masker=fitting_masker(recipe, grid),
+        grid=grid,
+        seed=recipe["seed"],
+        batch_size=settings.batch_size,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        accumulate=settings.accumulate,
+    )
+    found = tuple(batches[0].target.x.shape[2:])  # trouble with the data shows here, not in a worker
+    if found != size:
+        raise RecipeError(f"data.size is {size}, but the data's transform makes samples of {found}")
+    steps = recipes.total_steps(settings, len(dataset))
+    schedule = partial(build_schedule, steps=steps, batch_size=settings.batch_size, dataset_size=len(dataset))
+    optim = recipe["optim"]
+    return Trainer(
+        model=model,
+        make_optimizer=partial(adamw, betas=tuple(optim["betas"]), eps=optim["eps"]),
+        batches=batches,
+        batch_transform=build(data["batch_transform"], "data.batch_transform"),
+        lr=schedule(optim["lr"], "optim.lr"),
+        weight_decay=schedule(optim["weight_decay"], "optim.weight_decay"),
+        accelerator=accelerator,
+        plan=Plan(
+            steps=steps,
+            run_dir=Path(recipe["run_dir"]),
+            fingerprint=dataset.fingerprint,
+            log_every=settings.log_every,
+            checkpoint_every=settings.checkpoint_every,
+            keep_last=settings.keep_last,
+            keep_every=settings.keep_every,
+            clip_norm=settings.clip_norm,
+            workers=data["workers"],
+        ),
+        compile=settings.compile,
+    )
+
+
+def input_size(size: int | Sequence[int]) -> tuple[int, ...]:
+    """`data.size` along each axis: one number means a square picture."""
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def fitting_grid(encoder: Encoder, size: Sequence[int]) -> tuple[int, ...]:
+    """The encoder's grid for inputs of that size.
+
+    Raises:
+        RecipeError: it cannot take them.
+    """
+    try:
+        return encoder.grid(size)
+    except ValueError as error:
+        raise RecipeError(f"encoder and data.size: {error}") from error
+
+
+def fitting_masker(recipe: Mapping[str, Any], grid: tuple[int, ...]) -> Masker:
+    """The recipe's masker.
+
+    Raises:
+        RecipeError: its settings cannot serve that grid.
+    """
+    masker: Masker = build(recipe["masker"], "masker")
+    try:
+        masker.check(grid)
+    except ValueError as error:
+        raise RecipeError(f"masker: {error}") from error
+    return masker
+
+
+def build_schedule(
+    node: Mapping[str, Any], where: str, *, steps: int, batch_size: int, dataset_size: int | None
+) -> Schedule:
+    """A schedule of the optimiser step; `total` is the length of the run unless the recipe says otherwise."""
+    node = {"total": steps, **node}
+    for name in ("warmup", "total"):
+        if name in node:
+            node[name] = recipes.length(
+                node[name], f"{where}.{name}", steps=steps, batch_size=batch_size, dataset_size=dataset_size
+            )
+    if node.get("warmup", 0) >= steps:
+        log.warning("%s.warmup is %d steps, the run %d: it never reaches its peak", where, node["warmup"], steps)
+    return build(node, where)

@@ -1,0 +1,216 @@
+"""Checkpoints that are either complete or not there.
+
+A checkpoint is a folder `step_XXXXXXXX` with `model.safetensors`, `optimizer.safetensors` and `state.json`. It is
+written under another name, flushed to the disk and renamed, so that a crash at any moment leaves the last complete one
+usable. `state.json` holds the size and SHA-256 of the other files: a byte that flipped is noticed before it is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
+
+MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+PREFIX, UNFINISHED = "step_", ".unfinished_"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be written or used. The message names the file and what to do."""
+
+
+def save(
+    folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
+) -> tuple[Path, int]:
+    """Write the checkpoint of `step` into `folder`.
+
+    Returns:
+        its path and its size in bytes.
+
+    Raises:
+        CheckpointError: it could not be written (a full disk, say); earlier checkpoints are untouched.
+    """
+    final, draft = folder / f"{PREFIX}{step:08d}", folder / f"{UNFINISHED}{step:08d}"
+    try:
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        save_file(_contiguous(model.state_dict()), draft / MODEL)
+        save_file(_contiguous(optimizer_tensors(optimizer)), draft / OPTIMIZER)
+        files = {name: _describe(draft / name) for name in (MODEL, OPTIMIZER)}
+        (draft / STATE).write_text(json.dumps({"step": step, **state, "files": files}, indent=1))
+        for path in (*draft.iterdir(), draft):
+            _flush(path)
+        shutil.rmtree(final, ignore_errors=True)
+        draft.rename(final)
+        _flush(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        free = shutil.disk_usage(folder if folder.exists() else Path.cwd()).free
+        raise CheckpointError(
+            f"could not write the checkpoint of step {step} to {folder}: {error} ({free / 1e9:.2f} GB free there). "
+            f"Earlier checkpoints are untouched; make room and run the same command to go on"
+        ) from error
+    return final, sum(file["bytes"] for file in files.values())
+
+
+def complete(folder: Path) -> list[Path]:
+    """Checkpoints in `folder`, oldest first."""
+    return sorted(path for path in folder.glob(f"{PREFIX}*") if (path / STATE).is_file())
+
+
+def prune(folder: Path, keep_last: int, keep_every: int | None) -> None:
+    """Delete all but the last `keep_last` checkpoints and those of steps that `keep_every` divides, and what a crash
+    left unfinished."""
+    for path in complete(folder)[:-keep_last]:
+        step = int(path.name.removeprefix(PREFIX))
+        if not keep_every or step % keep_every:
+            shutil.rmtree(path)
+    for path in folder.glob(f"{UNFINISHED}*"):
+        shutil.rmtree(path)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """`state.json` of a checkpoint whose files are as they were written.
+
+    Raises:
+        CheckpointError: a file is missing, has another size, or another checksum.
+    """
+    try:
+        state = json.loads((path / STATE).read_text())
+        for name, described in state["files"].items():
+            if not (path / name).is_file():
+                raise CheckpointError(f"{path / name} is missing")
+            found = _describe(path / name)
+            if found != described:
+                raise CheckpointError(
+                    f"{path / name} is damaged: {found['bytes']} bytes with SHA-256 {found['sha256'][:12]}..., "
+                    f"written were {described['bytes']} with {described['sha256'][:12]}..."
+                )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path / STATE} cannot be read: {error}") from error
+    return state
+
+
+def newest_usable(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint whose files are whole, with its state; None where there is no checkpoint at all.
+
+    Raises:
+        CheckpointError: there are checkpoints and every one is damaged.
+    """
+    damage: list[str] = []
+    for path in reversed(complete(folder)):
+        try:
+            return path, read_state(path)
+        except CheckpointError as error:
+            damage.append(str(error))
+            log.warning("%s; trying the checkpoint before it", error)
+    if damage:
+        raise CheckpointError(
+            f"no usable checkpoint in {folder}: {'; '.join(damage)}. Restore one, or start anew with another run_dir"
+        )
+    return None
+
+
+def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Load weights and optimiser state in place, every key accounted for.
+
+    Raises:
+        CheckpointError: keys or shapes differ from the model's.
+    """
+    load_weights(path / MODEL, model)
+    load_optimizer(optimizer, load_file(path / OPTIMIZER))
+
+
+def load_weights(path: Path, module: nn.Module, prefix: str = "") -> None:
+    """Load the weights under `prefix` of a safetensors file into `module`, strictly.
+
+    Raises:
+        CheckpointError: the file cannot be read, or keys or shapes differ.
+    """
+    try:
+        weights = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    weights = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+    ours = module.state_dict()
+    missing, unused = sorted(ours.keys() - weights.keys()), sorted(weights.keys() - ours.keys())
+    shapes = [
+        f"{key} {tuple(weights[key].shape)} for {tuple(ours[key].shape)}"
+        for key in ours.keys() & weights.keys()
+        if weights[key].shape != ours[key].shape
+    ]
+    if missing or unused or shapes:
+        raise CheckpointError(
+            f"{path} does not fit the model: {len(missing)} keys missing {missing[:3]}, {len(unused)} not used "
+            f"{unused[:3]}, {len(shapes)} of another shape {shapes[:3]}"
+        )
+    module.load_state_dict(weights)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's state as named tensors: "<parameter>:<entry>"."""
+    return {
+        f"{name}:{entry}": value
+        for name, parameter in _named(optimizer)
+        for entry, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """The inverse of `optimizer_tensors`.
+
+    Raises:
+        CheckpointError: the state belongs to other parameters.
+    """
+    entries: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        name, entry = key.rsplit(":", 1)
+        entries.setdefault(name, {})[entry] = value
+    named = dict(_named(optimizer))
+    if entries and entries.keys() != named.keys():
+        differ = sorted(entries.keys() ^ named.keys())
+        raise CheckpointError(f"optimiser state and parameters differ in {len(differ)} names: {differ[:3]}")
+    for name, state in entries.items():
+        parameter = named[name]
+        optimizer.state[parameter] = {entry: value.to(parameter.device) for entry, value in state.items()}
+
+
+def _named(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, nn.Parameter]]:
+    for group in optimizer.param_groups:
+        yield from zip(group["names"], group["params"], strict=True)
+
+
+def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What safetensors can write: contiguous, and tied weights as copies."""
+    written: set[int] = set()
+    out = {}
+    for name, tensor in tensors.items():
+        out[name] = tensor.clone() if tensor.data_ptr() in written else tensor.contiguous()
+        written.add(tensor.data_ptr())
+    return out
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _flush(path: Path) -> None:
+    """Wait until the disk has it: a rename that survives a power cut must not point to data that did not."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

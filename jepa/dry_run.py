@@ -1,0 +1,147 @@
+"""What a recipe would do, without weights, a device or (if its root is not given) data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
+
+from jepa import recipe as recipes
+from jepa import seeding
+from jepa.assemble import build_schedule, fitting_grid, fitting_masker, input_size
+from jepa.build import build, build_model
+from jepa.data.base import SampleDataset
+from jepa.model import JEPA
+from jepa.recipe import TrainSettings
+from jepa.types import Indices, JepaBatch, Masks, Task, View
+
+SAMPLES = 32  # of which tokens, arithmetic and memory are estimated
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one training step, per sample.
+
+    Attributes:
+        flops: forward and backward, a multiply-add counted as two.
+        activations: bytes kept for the backward pass.
+    """
+
+    flops: float
+    activations: float
+
+
+def describe(recipe: Mapping[str, Any]) -> str:
+    """A table of what the recipe would do.
+
+    Raises:
+        RecipeError: a part cannot be built with these values, or parts do not fit together.
+    """
+    settings = recipes.train_settings(recipe)
+    dataset = known_dataset(recipe)
+    size = None if dataset is None else len(dataset)
+    steps = recipes.total_steps(settings, size)
+    for name in ("lr", "weight_decay"):
+        build_schedule(
+            recipe["optim"][name], f"optim.{name}", steps=steps, batch_size=settings.batch_size, dataset_size=size
+        )
+    shape = input_size(recipe["data"]["size"])
+    model: JEPA = build_model(recipe, meta=True)
+    grid = fitting_grid(model.encoder, shape)
+    masker = fitting_masker(recipe, grid)
+    count = min(SAMPLES, settings.batch_size)
+    drawn = masker.sample(count, grid, seeding.generator(recipe["seed"], seeding.Stream.MASK, 1))
+    channels = recipe["encoder"].get("in_chans", 3) if dataset is None else dataset[0].x.shape[0]
+    cost = step_cost(recipe, drawn, (channels, *shape), settings)
+    return "\n".join(
+        f"{name:<22}{value}" for name, value in rows(recipe, settings, model, grid, drawn, cost, steps, size)
+    )
+
+
+def known_dataset(recipe: Mapping[str, Any]) -> SampleDataset | None:
+    """The dataset, unless its place is not given yet."""
+    node = recipe["data"]["dataset"]
+    return None if "root" in node and node["root"] is None else build(node, "data.dataset")
+
+
+def count_parameters(module: nn.Module | None) -> int:
+    return 0 if module is None else sum(p.numel() for p in module.parameters())
+
+
+def step_cost(recipe: Mapping[str, Any], drawn: list[Masks], shape: tuple[int, ...], settings: TrainSettings) -> Cost:
+    """Arithmetic and activations of forward and backward passes on these masks, traced without computing anything."""
+    samples = len(drawn[0].context)
+    tasks = [(Indices.from_maps(m.context), Indices.from_maps(m.targets.flatten(0, 1))) for m in drawn]
+    model = build_model(recipe, meta=True).train()
+    weights: dict[str, Tensor] = {}
+    kept: dict[int, Tensor] = {}  # tensors, not numbers: a storage that is freed could lend its id to another
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.setdefault(id(tensor.untyped_storage()), tensor)
+        return tensor
+
+    with FakeTensorMode() as fake:
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            weights[name] = torch.empty(tensor.shape, dtype=tensor.dtype).requires_grad_(tensor.requires_grad)
+        x = torch.empty(samples, *shape)
+        tasks = [(context.apply(fake.from_tensor), query.apply(fake.from_tensor)) for context, query in tasks]
+        batch = JepaBatch(View(x), [Task(View(x, context), query) for context, query in tasks])
+        counter = FlopCounterMode(display=False)
+        autocast = torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bf16")
+        with counter, autocast, saved_tensors_hooks(keep, lambda tensor: tensor):
+            functional_call(model, weights, (batch,)).loss.backward()
+    own = {id(tensor.untyped_storage()) for tensor in weights.values()}
+    activations = sum(t.untyped_storage().nbytes() for storage, t in kept.items() if storage not in own)
+    return Cost(counter.get_total_flops() / samples, activations / samples)
+
+
+def rows(
+    recipe: Mapping[str, Any],
+    settings: TrainSettings,
+    model: JEPA,
+    grid: tuple[int, ...],
+    drawn: list[Masks],
+    cost: Cost,
+    steps: int,
+    dataset_size: int | None,
+) -> list[tuple[str, str]]:
+    samples = steps * settings.batch_size
+    trained = count_parameters(model.encoder) + count_parameters(model.predictor)
+    fixed = count_parameters(model.target_encoder)
+    state = 4 * (trained * 4 + fixed)  # weights, gradients and two moments, float32; the target has weights only
+    table = [
+        ("recipe", str(recipe["recipe"])),
+        ("encoder", f"{count_parameters(model.encoder):,} parameters"),
+        ("target encoder", f"{fixed:,} parameters" if fixed else "the encoder itself"),
+        ("predictor", f"{count_parameters(model.predictor):,} parameters"),
+        ("grid", f"{' x '.join(map(str, grid))} = {drawn[0].context[0].numel():,} tokens per sample for the target"),
+    ]
+    for number, masks in enumerate(drawn, start=1):
+        context = masks.context.flatten(1).sum(1).float()
+        targets = masks.targets.flatten(2).sum(2).float()
+        table += [
+            (
+                f"task {number}",
+                f"context {context.mean():.1f} tokens ({context.min():.0f} to {context.max():.0f}), "
+                f"{targets.shape[1]} target sets of {targets.mean():.1f} ({targets.min():.0f} to {targets.max():.0f})",
+            )
+        ]
+    epochs = f" = {samples / dataset_size:,.1f} epochs of {dataset_size:,}" if dataset_size else ""
+    return [
+        *table,
+        ("steps", f"{steps:,} of {settings.batch_size:,} samples"),
+        ("samples", f"{samples:,}{epochs}"),
+        ("precision", settings.precision),
+        ("FLOPs per sample", f"{cost.flops / 1e9:,.2f} G (forward and backward)"),
+        ("FLOPs of the run", f"{cost.flops * samples:.3g}"),
+        ("memory, fixed", f"{state / 1e9:,.2f} GB on each device (weights, target, gradients, AdamW)"),
+        ("memory, activations", f"{cost.activations / 1e9:,.3f} GB per sample of a device's micro-batch"),
+        ("run_dir", str(recipe["run_dir"])),
+    ]

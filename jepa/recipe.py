@@ -1,0 +1,285 @@
+"""Recipes: found by name or path, composed by Hydra, checked key by key before anything is built."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from yaml import YAMLError
+
+from jepa.build import TARGET, RecipeError, convert, locate, nearest, parameters, refuse_unknown
+
+PARTS = ("encoder", "predictor", "masker", "target", "criterion", "model")
+KEYS = ("recipe", "seed", "run_dir", "dry_run", "data", *PARTS, "optim", "train")
+DATA_KEYS = ("size", "root", "workers", "dataset", "transform", "eval_transform", "batch_transform")
+
+# Keys that do not change what is learned: a run may be continued with other values.
+FREE_KEYS = (
+    "run_dir",
+    "dry_run",
+    "data.root",
+    "data.workers",
+    "data.dataset.root",
+    "data.dataset.list_file",
+    "train.accumulate",
+    "train.compile",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.keep_last",
+    "train.keep_every",
+    "train.trackers",
+)
+
+
+class TrainSettings(BaseModel):
+    """The section `train` of a recipe. Lengths are optimiser steps unless said otherwise."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    steps: int | None = Field(None, ge=1)
+    epochs: float | None = Field(None, gt=0)
+    samples: int | None = Field(None, ge=1)
+    batch_size: int = Field(ge=1, description="samples per optimiser step, all processes together")
+    precision: Literal["fp32", "bf16"] = "fp32"
+    clip_norm: float | None = Field(None, gt=0, description="largest norm of the gradient; null: no clipping")
+    accumulate: int = Field(1, ge=1, description="micro-batches per optimiser step and process")
+    compile: bool = False
+    log_every: int = Field(10, ge=1)
+    checkpoint_every: int = Field(1000, ge=1)
+    keep_last: int = Field(2, ge=1)
+    keep_every: int | None = Field(None, ge=1)
+    trackers: tuple[str, ...] = ()
+
+
+def recipes_dir() -> Path:
+    """The folder of the shipped recipes: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).parent
+    for folder in (package / "recipes", package.parent / "recipes"):
+        if folder.is_dir():
+            return folder
+    raise RecipeError(f"the recipes that belong to {package} are missing: reinstall jepa")
+
+
+def available() -> list[str]:
+    """Names of the shipped recipes."""
+    return sorted(path.stem for path in recipes_dir().glob("*.yaml") if path.stem != "base")
+
+
+def find(name: str) -> Path:
+    """The file of a recipe, by its name or by a path to a YAML of one's own.
+
+    Raises:
+        RecipeError: there is none, with the nearest name.
+    """
+    if name.endswith((".yaml", ".yml")) or "/" in name:
+        path = Path(name).expanduser().resolve()
+        if not path.is_file():
+            raise RecipeError(f"recipe={name}: no such file ({path})")
+        return path
+    if name not in available():
+        raise RecipeError(f"recipe={name!r} does not exist: {nearest(name, available())}")
+    return recipes_dir() / f"{name}.yaml"
+
+
+def load_recipe(arguments: Sequence[str]) -> dict[str, Any]:
+    """The resolved recipe of a command line: `recipe=NAME` and overrides `key=value` in Hydra's grammar.
+
+    Raises:
+        RecipeError: a key, value or group that does not exist, naming the nearest one that does.
+    """
+    named = [argument.partition("=")[2] for argument in arguments if argument.startswith("recipe=")]
+    if len(named) != 1:
+        raise RecipeError(f"name one recipe, as in recipe={available()[0]}; there are: {', '.join(available())}")
+    path = find(named[0])
+    overrides = [_override(a) for a in arguments if not a.startswith("recipe=")]
+    config = _compose(path, overrides)
+    changed = {o.lstrip("+").partition("=")[0] for o in overrides}
+    _settle_lengths(config, changed)
+    _fit_replaced_parts(config, changed)
+    missing = [key for key, value in flat(OmegaConf.to_container(config, resolve=False)) if value == "???"]
+    if missing and not config.get("dry_run"):
+        raise RecipeError(f"{missing[0]} must be given, as in {missing[0]}=VALUE")
+    for key in missing:
+        OmegaConf.update(config, key, None)
+    try:
+        recipe = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise RecipeError(f"{path.name}: {str(error).splitlines()[0]}") from error
+    assert isinstance(recipe, dict)
+    check(recipe)
+    return {key: recipe[key] for key in KEYS}
+
+
+def check(recipe: Mapping[str, Any]) -> None:
+    """Refuse keys and values that nothing would use, part by part against its signature.
+
+    Raises:
+        RecipeError: naming the key and the nearest valid one.
+    """
+    refuse_unknown(recipe, KEYS, "")
+    absent = [key for key in KEYS if key not in recipe]
+    if absent:
+        raise RecipeError(f"the recipe lacks {absent[0]!r}")
+    refuse_unknown(recipe["data"], DATA_KEYS, "data")
+    refuse_unknown(recipe["optim"], ("lr", "weight_decay", "betas", "eps"), "optim")
+    train_settings(recipe)
+    convert(recipe["seed"], int, "seed")
+    convert(recipe["dry_run"], bool, "dry_run")
+    for where, node in _nodes(recipe):
+        valid = set(parameters(locate(node[TARGET], where))) - {"self"}
+        refuse_unknown([key for key in node if key != TARGET], valid, where)
+
+
+def train_settings(recipe: Mapping[str, Any]) -> TrainSettings:
+    """The checked section `train`.
+
+    Raises:
+        RecipeError: an unknown key or a value out of range.
+    """
+    refuse_unknown(recipe["train"], TrainSettings.model_fields, "train")
+    try:
+        settings = TrainSettings.model_validate(recipe["train"])
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise RecipeError(f"train.{where}={first.get('input')!r}: {first['msg']}") from error
+    if sum(value is not None for value in (settings.steps, settings.epochs, settings.samples)) != 1:
+        raise RecipeError("give the length of the run as exactly one of train.steps, train.epochs, train.samples")
+    return settings
+
+
+def total_steps(settings: TrainSettings, dataset_size: int | None) -> int:
+    """Length of the run in optimiser steps."""
+    if settings.steps is not None:
+        return settings.steps
+    samples = settings.samples
+    if samples is None:
+        if dataset_size is None:
+            raise RecipeError("train.epochs needs the data to know its steps: give data.root, or train.steps")
+        assert settings.epochs is not None
+        samples = int(settings.epochs * dataset_size)
+    return max(1, samples // settings.batch_size)
+
+
+def length(value: int | str, where: str, *, steps: int, batch_size: int, dataset_size: int | None) -> int:
+    """A length in optimiser steps: a number of steps, or "40 epochs", "3e5 samples", "10 %" (of the run).
+
+    Raises:
+        RecipeError: it is none of these.
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    match = re.fullmatch(r"\s*([0-9.eE+]+)\s*(steps|samples|epochs|%)\s*", str(value))
+    if not match:
+        raise RecipeError(f'{where}={value!r}: give steps, or "40 epochs", "3e5 samples", "10 %" of the run')
+    try:
+        amount = float(match[1])
+    except ValueError as error:
+        raise RecipeError(f"{where}={value!r}: {match[1]!r} is not a number") from error
+    if match[2] == "epochs":
+        if dataset_size is None:
+            raise RecipeError(f"{where}={value!r} needs the data to know its steps: give data.root, or steps")
+        return int(amount * dataset_size / batch_size)
+    return int({"steps": amount, "samples": amount / batch_size, "%": amount / 100 * steps}[match[2]])
+
+
+def difference(stored: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Keys that differ and matter, as "key: stored -> new"."""
+    a, b = dict(flat(stored)), dict(flat(new))
+    keys = [k for k in {**a, **b} if not any(k == free or k.startswith(f"{free}.") for free in FREE_KEYS)]
+    absent = "(absent)"
+    return [f"{k}: {a.get(k, absent)} -> {b.get(k, absent)}" for k in keys if a.get(k, absent) != b.get(k, absent)]
+
+
+def write(recipe: Mapping[str, Any], path: Path) -> None:
+    path.write_text(OmegaConf.to_yaml(OmegaConf.create(dict(recipe))))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A stored recipe.
+
+    Raises:
+        RecipeError: it cannot be read.
+    """
+    try:
+        recipe = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except (OSError, OmegaConfBaseException, ValueError, YAMLError) as error:
+        raise RecipeError(f"{path} cannot be read: {error}") from error
+    if not isinstance(recipe, dict):
+        raise RecipeError(f"{path} is not a recipe")
+    return {str(key): value for key, value in recipe.items()}
+
+
+def _override(argument: str) -> str:
+    """Any key may be overridden; keys that nothing knows are refused later, with the nearest name."""
+    key, equals, value = argument.partition("=")
+    if not equals and not key.startswith("~"):
+        raise RecipeError(f"{argument!r} is not of the form key=value")
+    group = recipes_dir() / key
+    if key.startswith(("~", "+")):
+        return argument
+    if "." not in key and group.is_dir():
+        names = [path.stem for path in group.glob("*.yaml")]
+        if value not in names:
+            raise RecipeError(f"{argument}: there is no such {key}; {nearest(value, names)}")
+        return argument
+    return f"++{argument}"
+
+
+def _compose(path: Path, overrides: list[str]) -> DictConfig:
+    search = [] if path.parent == recipes_dir() else [f"hydra.searchpath=[file://{recipes_dir()}]"]
+    try:
+        with initialize_config_dir(str(path.parent), version_base="1.3"):
+            config = compose(path.stem, overrides=[f"++recipe={path.stem}", *overrides, *search])
+    except MissingConfigException as error:
+        raise RecipeError(f"{path.name}: {str(error).splitlines()[0]}") from error
+    except YAMLError as error:
+        raise RecipeError(f"{path.name} is not valid YAML: {' '.join(str(error).split())}") from error
+    except (HydraException, OmegaConfBaseException) as error:
+        raise RecipeError(f"{path.name} with {' '.join(overrides)}: {str(error).splitlines()[0]}") from error
+    OmegaConf.set_struct(config, False)
+    return config
+
+
+def _settle_lengths(config: DictConfig, changed: set[str]) -> None:
+    """A length on the command line replaces the recipe's, whatever unit that was in."""
+    names = ("steps", "epochs", "samples")
+    given = [name for name in names if f"train.{name}" in changed]
+    if given and "train" in config:
+        for name in names:
+            if name not in given:
+                config.train[name] = None
+
+
+def _fit_replaced_parts(config: DictConfig, changed: set[str]) -> None:
+    """A part replaced on the command line keeps of the recipe's arguments those that its signature knows."""
+    for key in sorted(k for k in changed if k.endswith(f".{TARGET}")):
+        where = key.removesuffix(f".{TARGET}")
+        node = OmegaConf.select(config, where)
+        known = set(parameters(locate(node[TARGET], where)))
+        for name in [n for n in node if n != TARGET and n not in known and f"{where}.{n}" not in changed]:
+            del node[name]
+
+
+def _nodes(node: Any, where: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    if isinstance(node, Mapping):
+        if TARGET in node:
+            yield where, node
+        for key, value in node.items():
+            yield from _nodes(value, f"{where}.{key}" if where else str(key))
+
+
+def flat(node: Any, where: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of a recipe."""
+    if isinstance(node, Mapping) and node:
+        for key, value in node.items():
+            yield from flat(value, f"{where}.{key}" if where else str(key))
+    else:
+        yield where, list(node) if isinstance(node, tuple) else node

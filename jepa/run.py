@@ -1,0 +1,178 @@
+"""Pretrain: accelerate launch -m jepa.run recipe=NAME [key=value ...]
+
+Examples:
+    python -m jepa.run recipe=ijepa_tiny
+    python -m jepa.run recipe=ijepa_vith14 dry_run=true
+    accelerate launch -m jepa.run recipe=ijepa_vith14 data=images data.root=DIR run_dir=RUN
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+from jepa import checkpoint
+from jepa import recipe as recipes
+from jepa.assemble import assemble
+from jepa.build import RecipeError, nearest
+from jepa.data.base import DataError
+from jepa.dry_run import describe
+from jepa.pictures import mask_sheet
+from jepa.recipe import TrainSettings
+from jepa.trainer import NonFiniteLoss, Trainer
+
+log = logging.getLogger("jepa")
+
+ERRORS = (RecipeError, DataError, checkpoint.CheckpointError, NonFiniteLoss)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if any(argument in ("-h", "--help") for argument in arguments):
+        print(__doc__, "\nRecipes:", ", ".join(recipes.available()))
+        return 0
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        recipe = recipes.load_recipe(arguments)
+        if recipe["dry_run"]:
+            print(describe(recipe))
+        else:
+            pretrain(recipe)
+    except ERRORS as error:
+        rank = os.environ.get("RANK")
+        print(f"error{f' (process {rank})' if rank else ''}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def pretrain(recipe: Mapping[str, Any]) -> None:
+    """Train a resolved recipe, from its newest checkpoint if its run directory holds one."""
+    settings = recipes.train_settings(recipe)
+    run_dir = Path(recipe["run_dir"])
+    accelerator = make_accelerator(settings, run_dir)
+    try:
+        with accelerator.main_process_first():  # others read what the first has checked and written
+            lock = claim(run_dir, recipe, write=accelerator.is_main_process)
+        trainer = assemble(recipe, settings, accelerator)
+        start = trainer.resume()
+        if accelerator.is_main_process:
+            introduce(recipe, settings, trainer, start)
+            if settings.trackers:
+                accelerator.init_trackers("jepa", config={k: str(v) for k, v in recipes.flat(recipe)})
+        finished = start == trainer.plan.steps or trainer.fit()
+        if accelerator.is_main_process:
+            conclude(run_dir, trainer, finished)
+            lock.close()
+    finally:
+        accelerator.end_training()
+
+
+def make_accelerator(settings: TrainSettings, run_dir: Path) -> Accelerator:
+    """Device, processes, precision and trackers.
+
+    Raises:
+        RecipeError: a tracker that is unknown or not installed, or an engine that is not supported.
+    """
+    for name in settings.trackers:
+        if name not in LOGGER_TYPE_TO_CLASS:
+            raise RecipeError(f"train.trackers: {name!r}: {nearest(name, map(str, LOGGER_TYPE_TO_CLASS))}")
+    accelerator = Accelerator(
+        mixed_precision="bf16" if settings.precision == "bf16" else "no",
+        log_with=list(settings.trackers) or None,
+        project_dir=str(run_dir),
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+    kept = {str(tracker) for tracker in accelerator.log_with}
+    for name in settings.trackers:  # accelerate leaves out what is not installed without a word
+        if name not in kept:
+            raise RecipeError(f"train.trackers: {name!r} is not installed: pip install {name}, or jepa[trackers]")
+    if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
+        raise RecipeError(
+            f"{accelerator.distributed_type} is not supported yet: launch with DDP (accelerate's multi-GPU)"
+        )
+    return accelerator
+
+
+def claim(run_dir: Path, recipe: Mapping[str, Any], *, write: bool) -> TextIO:
+    """Make the run directory this process's own and store the recipe in it.
+
+    Returns:
+        the lock, to be held as long as the run lasts.
+
+    Raises:
+        RecipeError: it cannot be written, another process trains in it, or it holds a run of another recipe.
+    """
+    stored = run_dir / "recipe.yaml"
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        lock = (run_dir / ".lock").open("a")
+        if write:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise RecipeError(f"another process trains in {run_dir}: wait for it, or give another run_dir") from error
+    except OSError as error:
+        raise RecipeError(f"run_dir={run_dir} cannot be written: {error.strerror}: {error.filename}") from error
+    if stored.exists():
+        differ = recipes.difference(recipes.read(stored), recipe)
+        if differ:
+            shown = "\n  ".join(differ[:12])
+            raise RecipeError(
+                f"{run_dir} holds a run of another recipe. Give another run_dir, or the same values. "
+                f"They differ in (stored -> new):\n  {shown}"
+            )
+    elif write:
+        draft = stored.with_suffix(".draft")
+        recipes.write(recipe, draft)
+        draft.replace(stored)
+    return lock
+
+
+def introduce(recipe: Mapping[str, Any], settings: TrainSettings, trainer: Trainer, start: int) -> None:
+    plan, accelerator, size = trainer.plan, trainer.accelerator, len(trainer.batches.dataset)
+    mask_sheet(trainer.batches[0], trainer.batch_transform).save(plan.run_dir / "masks.png")
+    samples = plan.steps * settings.batch_size
+    log.info(
+        "%s: %s steps of %d samples = %s samples (%.1f epochs of %s), %s on %d x %s",
+        recipe["recipe"],
+        f"{plan.steps:,}",
+        settings.batch_size,
+        f"{samples:,}",
+        samples / size,
+        f"{size:,}",
+        settings.precision,
+        accelerator.num_processes,
+        accelerator.device.type,
+    )
+    log.info("masks of the first batch: %s", plan.run_dir / "masks.png")
+    if start:
+        log.info("resumed after step %s of %s", f"{start:,}", f"{plan.steps:,}")
+
+
+def conclude(run_dir: Path, trainer: Trainer, finished: bool) -> None:
+    found = checkpoint.complete(trainer.plan.checkpoints)
+    rows = [
+        (
+            "state",
+            "finished" if finished else f"stopped after step {trainer.step}; the same command goes on from there",
+        ),
+        ("recipe", run_dir / "recipe.yaml"),
+        ("metrics", run_dir / "metrics.jsonl"),
+        ("masks", run_dir / "masks.png"),
+        ("checkpoint", found[-1] if found else "none"),
+        ("use it", f"jepa.load({str(run_dir)!r}).features(images)"),
+    ]
+    if trainer.skipped:
+        rows.insert(1, ("skipped", f"{trainer.skipped} samples could not be read (named above)"))
+    print("\n".join(f"  {name:<11}{value}" for name, value in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

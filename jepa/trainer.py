@@ -1,0 +1,342 @@
+"""The training loop. It knows batches, a model and step numbers; nothing of modalities, methods or Hydra.
+
+Everything random or scheduled is a function of the step, so that a run continues exactly where a checkpoint left it.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+
+from jepa import checkpoint
+from jepa.data.batches import Batches, loader
+from jepa.metrics import Clock, MetricsFile
+from jepa.model import JEPA
+from jepa.nn.blocks import compile_blocks
+from jepa.optim import set_hyperparameters
+from jepa.seeding import Stream, key
+from jepa.types import JepaBatch, StepOutput
+
+log = logging.getLogger(__name__)
+
+Schedule = Callable[[int], float]
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss is no longer a number."""
+
+
+class Probe(Protocol):
+    """Looks at training steps from outside: called every `every` steps, its numbers go into the metrics."""
+
+    every: int
+
+    def __call__(self, step: int, output: StepOutput, batch: JepaBatch) -> Mapping[str, float]: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long, how often, and where to.
+
+    Attributes:
+        steps: optimiser steps of the whole run.
+        log_every, checkpoint_every: in steps.
+        keep_last, keep_every: checkpoints that stay: the last so many, and those of steps that `keep_every` divides.
+        run_dir: where metrics and checkpoints go.
+        clip_norm: largest norm of the gradient of all parameters; None: not clipped.
+        workers: data workers of each process.
+        fingerprint: what the order of samples depends on.
+    """
+
+    steps: int
+    run_dir: Path
+    fingerprint: str
+    log_every: int = 10
+    checkpoint_every: int = 1000
+    keep_last: int = 2
+    keep_every: int | None = None
+    clip_norm: float | None = None
+    workers: int = 0
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.run_dir / "checkpoints"
+
+
+class Trainer:
+    """Runs optimiser steps 1..plan.steps, from wherever the newest checkpoint left them.
+
+    Args:
+        model: the JEPA, on the CPU.
+        make_optimizer: parameters of a model -> optimiser, called once the model is on its device.
+        batches: this process's micro-batches, each a function of its number.
+        batch_transform: runs on the device on every batch.
+        lr, weight_decay: schedules of the optimiser step.
+        accelerator: device, processes and precision.
+        plan: lengths and places.
+        probes: what looks on.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: JEPA,
+        make_optimizer: Callable[[JEPA], torch.optim.Optimizer],
+        batches: Batches,
+        batch_transform: Callable[[JepaBatch], JepaBatch],
+        lr: Schedule,
+        weight_decay: Schedule,
+        accelerator: Accelerator,
+        plan: Plan,
+        compile: bool = False,
+        probes: Sequence[Probe] = (),
+    ) -> None:
+        self.accelerator, self.plan, self.batches, self.probes = accelerator, plan, batches, list(probes)
+        self.batch_transform, self.lr, self.weight_decay = batch_transform, lr, weight_decay
+        self.jepa = model.to(accelerator.device).train()
+        if compile:
+            compile_blocks(self.jepa)
+        self.optimizer = make_optimizer(self.jepa)
+        self.model = accelerator.prepare(self.jepa)  # DDP and autocast around the same parameters
+        self.step = 0
+        self.stop_signal: str | None = None
+        self.skipped = 0
+        self.metrics = MetricsFile(plan.run_dir / "metrics.jsonl", write=accelerator.is_main_process)
+
+    def resume(self) -> int:
+        """Continue from the newest usable checkpoint of the run directory, if there is one.
+
+        Returns:
+            the step it was written after; 0 where there is none.
+
+        Raises:
+            checkpoint.CheckpointError: checkpoints are damaged, or belong to other data or another model.
+        """
+        found = checkpoint.newest_usable(self.plan.checkpoints)
+        if found is not None:
+            path, state = found
+            if state["fingerprint"] != self.plan.fingerprint:
+                raise checkpoint.CheckpointError(
+                    f"the data changed since {path} was written (it was {state['fingerprint']}, it is "
+                    f"{self.plan.fingerprint}): give back the same samples, or start anew with another run_dir"
+                )
+            checkpoint.load(path, self.jepa, self.optimizer)
+            for name, probe_state in state["probes"].items():
+                self._named_probes()[name].load_state_dict(probe_state)
+            self.step, self.skipped = state["step"], state["skipped"]
+        self.accelerator.wait_for_everyone()
+        self.metrics.truncate(self.step)
+        return self.step
+
+    def fit(self) -> bool:
+        """Train to the end of the plan.
+
+        Returns:
+            whether the end was reached; False after SIGTERM or SIGINT, with a checkpoint written.
+
+        Raises:
+            NonFiniteLoss: naming the step, the last good checkpoint and what to try.
+            checkpoint.CheckpointError: a checkpoint could not be written.
+        """
+        plan, accumulate = self.plan, self.batches.accumulate
+        stream = iter(
+            loader(
+                self.batches,
+                start=self.step * accumulate,
+                stop=plan.steps * accumulate,
+                workers=plan.workers,
+                pin_memory=self.accelerator.device.type == "cuda",
+            )
+        )
+        clock = Clock(self.step)
+        first_bad = torch.zeros((), device=self.accelerator.device)  # step of the first loss that is not finite
+        with self._signals(), self._progress() as bar:
+            while self.step < plan.steps:
+                self.step += 1
+                loss, output, batch, momentum = self._train_step(stream, clock)
+                first_bad = torch.where((first_bad == 0) & ~loss.isfinite(), float(self.step), first_bad)
+                last = self.step == plan.steps
+                probes = [probe for probe in self.probes if last or self.step % probe.every == 0]
+                seen = self._look(probes, output, batch)
+                bar.update(1)
+                logging_due = last or self.step == 1 or self.step % plan.log_every == 0 or bool(probes)
+                saving_due = last or self.step % plan.checkpoint_every == 0
+                alone = self.accelerator.num_processes == 1
+                if not (logging_due or saving_due or (alone and self.stop_signal)):
+                    continue
+                facts = self._agree(loss, first_bad)  # the only place that waits for the device
+                if facts.bad_step:
+                    raise self._non_finite(facts.bad_step)
+                if logging_due:
+                    self._log(facts, output, momentum, seen, clock, bar)
+                if saving_due or facts.stop:
+                    self._save(facts)
+                if facts.stop and not last:
+                    return False
+        return True
+
+    def _train_step(self, stream: Iterator[JepaBatch], clock: Clock) -> tuple[Tensor, StepOutput, JepaBatch, float]:
+        """One optimiser step over its micro-batches; returns this process's part of the loss and what was seen last."""
+        step = self.step
+        torch.manual_seed(key(self.batches.seed, Stream.STEP, step, self.accelerator.process_index))
+        set_hyperparameters(self.optimizer, lr=self.lr(step), weight_decay=self.weight_decay(step))
+        total = torch.zeros((), device=self.accelerator.device)
+        for number in range(self.batches.accumulate):
+            with clock.waiting():
+                batch = next(stream)
+            self._report_skipped(batch)
+            batch = self.batch_transform(batch.to(self.accelerator.device))
+            last = number == self.batches.accumulate - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.model):
+                output = self.model(batch)
+                self.accelerator.backward(output.loss)
+            total += output.loss.detach()
+        if self.plan.clip_norm is not None:
+            self.accelerator.clip_grad_norm_(self.jepa.parameters(), self.plan.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        momentum = self.jepa.updater.momentum(step, self.plan.steps)
+        self.jepa.update_target(momentum)
+        return total, output, batch, momentum
+
+    def _look(self, probes: Sequence[Probe], output: StepOutput, batch: JepaBatch) -> dict[str, float]:
+        """What the probes see in the main process's share of the batch."""
+        seen: dict[str, float] = {}
+        if self.accelerator.is_main_process:
+            for probe in probes:
+                seen |= probe(self.step, output, batch)
+        return seen
+
+    def _agree(self, loss: Tensor, first_bad: Tensor) -> Facts:
+        """What all processes know together: the mean loss, whether one lost its numbers, was told to stop, skipped."""
+        mine = torch.stack(
+            [
+                loss.float(),
+                first_bad,
+                loss.new_tensor(float(self.stop_signal is not None)),
+                loss.new_tensor(float(self.skipped)),
+            ]
+        )
+        total = self.accelerator.reduce(mine, reduction="sum").tolist()
+        processes = self.accelerator.num_processes
+        bad_step = int(first_bad.item()) or (self.step if total[1] else 0)
+        return Facts(total[0] / processes, bad_step, bool(total[2]), int(total[3]))
+
+    def _log(
+        self,
+        facts: Facts,
+        output: StepOutput,
+        momentum: float,
+        seen: Mapping[str, float],
+        clock: Clock,
+        bar: Any,
+    ) -> None:
+        step = self.step
+        rate, waiting = clock.lap(step, self.batches.batch_size)
+        row = {
+            "step": step,
+            "samples": step * self.batches.batch_size,
+            "loss": facts.loss,
+            "lr": self.lr(step),
+            "weight_decay": self.weight_decay(step),
+            "momentum": momentum,
+            **{f"loss_{name}": value.item() for name, value in output.terms.items() if len(output.terms) > 1},
+            **seen,
+            "skipped": facts.skipped,
+            "samples_per_second": rate,
+            "data_wait": waiting,
+        }
+        self.metrics.append(row)
+        self.accelerator.log({k: v for k, v in row.items() if k != "step"}, step=step)
+        shown = {"loss": f"{facts.loss:.4f}", "samples/s": f"{rate:.0f}"}
+        bar.set_postfix(shown | ({"skipped": facts.skipped} if facts.skipped else {}))
+
+    def _save(self, facts: Facts) -> None:
+        if self.accelerator.is_main_process:
+            state = {
+                "samples": self.step * self.batches.batch_size,
+                "fingerprint": self.plan.fingerprint,
+                "skipped": facts.skipped,
+                "loss": facts.loss,
+                "probes": {name: probe.state_dict() for name, probe in self._named_probes().items()},
+                "torch": torch.__version__,
+            }
+            path, size = checkpoint.save(self.plan.checkpoints, self.step, self.jepa, self.optimizer, state)
+            checkpoint.prune(self.plan.checkpoints, self.plan.keep_last, self.plan.keep_every)
+            log.info("checkpoint of step %d: %s (%s)", self.step, path, f"{size / 1e6:,.1f} MB")
+        self.accelerator.wait_for_everyone()
+
+    def _named_probes(self) -> dict[str, Probe]:
+        return {type(probe).__name__: probe for probe in self.probes}
+
+    def _report_skipped(self, batch: JepaBatch) -> None:
+        for line in batch.skipped:
+            self.skipped += 1
+            log.warning("skipped %s", line)
+
+    def _non_finite(self, bad_step: int) -> NonFiniteLoss:
+        found = checkpoint.complete(self.plan.checkpoints)
+        last_good = f"the last good checkpoint is {found[-1]}" if found else "there is no checkpoint yet"
+        return NonFiniteLoss(
+            f"the loss is not finite at step {bad_step}; {last_good}. Try a lower peak learning rate (optim.lr.peak), "
+            f"a longer warmup (optim.lr.warmup), gradient clipping (train.clip_norm=1.0), or train.precision=fp32; "
+            f"if it happens at once, look for broken inputs"
+        )
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGTERM and SIGINT ask for a checkpoint and an end at the next step; a second one ends at once."""
+
+        def ask(number: int, frame: FrameType | None) -> None:
+            if self.stop_signal:
+                raise KeyboardInterrupt
+            self.stop_signal = signal.Signals(number).name
+            log.warning("%s: writing a checkpoint, then stopping", self.stop_signal)
+
+        before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _progress(self) -> Any:
+        return tqdm(
+            total=self.plan.steps,
+            initial=self.step,
+            unit="step",
+            dynamic_ncols=True,
+            disable=not self.accelerator.is_main_process,
+        )
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What all processes agree on at a step.
+
+    Attributes:
+        loss: mean over the global batch.
+        bad_step: first step whose loss was not finite; 0: none.
+        stop: a process was told to stop.
+        skipped: samples skipped so far, all processes together.
+    """
+
+    loss: float
+    bad_step: int
+    stop: bool
+    skipped: int
