@@ -260,8 +260,9 @@ def _settle_lengths(config: DictConfig, changed: set[str]) -> None:
 
 def _fit_replaced_parts(config: DictConfig, changed: set[str]) -> None:
     """A part replaced on the command line keeps of the recipe's arguments those that its signature knows."""
-    for key in sorted(k for k in changed if k.endswith(f".{TARGET}")):
-        where = key.removesuffix(f".{TARGET}")
+    replaced = {key.removesuffix(f".{TARGET}") for key in changed if key.endswith(f".{TARGET}")}
+    replaced |= {key for key in changed if key in PARTS}
+    for where in sorted(replaced):
         node = OmegaConf.select(config, where)
         known = set(parameters(locate(node[TARGET], where)))
         for name in [n for n in node if n != TARGET and n not in known and f"{where}.{n}" not in changed]:

@@ -143,6 +143,18 @@ class Trainer:
         self.metrics.truncate(self.step)
         return self.step
 
+    def stream(self) -> Iterator[JepaBatch]:
+        """This process's micro-batches from after the current step to the end of the plan."""
+        return iter(
+            loader(
+                self.batches,
+                start=self.step * self.batches.accumulate,
+                stop=self.plan.steps * self.batches.accumulate,
+                workers=self.plan.workers,
+                pin_memory=self.accelerator.device.type == "cuda",
+            )
+        )
+
     def fit(self) -> bool:
         """Train to the end of the plan.
 
@@ -153,16 +165,8 @@ class Trainer:
             NonFiniteLoss: naming the step, the last good checkpoint and what to try.
             checkpoint.CheckpointError: a checkpoint could not be written.
         """
-        plan, accumulate = self.plan, self.batches.accumulate
-        stream = iter(
-            loader(
-                self.batches,
-                start=self.step * accumulate,
-                stop=plan.steps * accumulate,
-                workers=plan.workers,
-                pin_memory=self.accelerator.device.type == "cuda",
-            )
-        )
+        plan = self.plan
+        stream = self.stream()
         clock = Clock(self.step)
         first_bad = torch.zeros((), device=self.accelerator.device)  # step of the first loss that is not finite
         with self._signals(), self._progress() as bar:

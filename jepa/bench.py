@@ -1,0 +1,193 @@
+"""Speed of a recipe on this machine: python -m jepa.bench recipe=NAME [key=value ...]
+
+Prints samples and tokens per second, TFLOP/s and their share of the matrix-product peak measured here, peak memory, and
+where a step's time goes. Data comes from the recipe, so that waiting for it is measured too; nothing is written.
+Two more keys: bench.steps (10, timed) and bench.warmup (3, not timed).
+"""
+
+from __future__ import annotations
+
+import logging
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from jepa import recipe as recipes
+from jepa.assemble import assemble
+from jepa.build import RecipeError
+from jepa.run import ERRORS, make_accelerator
+from jepa.trainer import Trainer
+from jepa.types import Indices, JepaBatch
+
+PHASES = ("data", "target", "context", "predictor", "backward", "optimizer", "target update")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    try:
+        counts = {"bench.steps": 10, "bench.warmup": 3}
+        for argument in [a for a in arguments if a.partition("=")[0] in counts]:
+            name, _, value = argument.partition("=")
+            if not value.isdigit() or (name == "bench.steps" and value == "0"):
+                raise RecipeError(f"{argument}: give a number of steps")
+            counts[name] = int(value)
+            arguments.remove(argument)
+        with tempfile.TemporaryDirectory() as folder:
+            recipe = recipes.load_recipe(
+                [*arguments, f"run_dir={folder}", f"train.steps={sum(counts.values()) * 2 + 1}"]
+            )
+            print(report(recipe, warmup=counts["bench.warmup"], steps=counts["bench.steps"]))
+    except ERRORS as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def report(recipe: Mapping[str, Any], *, warmup: int, steps: int) -> str:
+    """Measure a recipe; the table as text."""
+    settings = recipes.train_settings(recipe)
+    accelerator = make_accelerator(settings, recipe["run_dir"])
+    trainer = assemble(recipe, settings, accelerator)
+    bench = Bench(trainer)
+    stream = bench.stream()
+    flops, tokens = bench.count(next(stream))
+    for _ in range(warmup):
+        bench.step(stream)
+    seconds = bench.timed(lambda: [bench.step(stream) for _ in range(steps)]) / steps
+    phases = bench.phases(stream, steps)
+    peak = matmul_peak(accelerator.device, torch.bfloat16 if settings.precision == "bf16" else torch.float32)
+    samples = trainer.batches.slice_size
+    rows = [
+        (
+            "recipe",
+            f"{recipe['recipe']}, {settings.precision}, {accelerator.device}, {samples} samples per micro-batch",
+        ),
+        ("samples/s", f"{samples / seconds:,.2f}"),
+        ("tokens/s", f"{tokens / seconds:,.0f} (target, context and predictor tokens)"),
+        ("TFLOP/s", f"{flops / seconds / 1e12:.3f}"),
+        ("matmul peak", f"{peak / 1e12:.3f} TFLOP/s measured here; the step uses {flops / seconds / peak:.1%} of it"),
+        ("memory", memory(accelerator.device)),
+        ("step", f"{seconds * 1e3:,.1f} ms"),
+        *((name, f"{phases[name] * 1e3:,.1f} ms  {phases[name] / sum(phases.values()):6.1%}") for name in PHASES),
+    ]
+    accelerator.end_training()
+    return "\n".join(f"{name:<15}{value}" for name, value in rows)
+
+
+class Bench:
+    """Steps of a trainer's parts, whole or phase by phase."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer, self.device = trainer, trainer.accelerator.device
+
+    def stream(self) -> Iterator[JepaBatch]:
+        for batch in self.trainer.stream():
+            yield self.trainer.batch_transform(batch.to(self.device))
+
+    def step(self, stream: Iterator[JepaBatch], timed: Callable[[str, Callable[[], Any]], Any] | None = None) -> None:
+        run = timed or (lambda name, work: work())
+        trainer = self.trainer
+        batch = run("data", lambda: next(stream))
+        output = trainer.model(batch)
+        run("backward", lambda: trainer.accelerator.backward(output.loss))
+        run("optimizer", lambda: (trainer.optimizer.step(), trainer.optimizer.zero_grad(set_to_none=True)))
+        run("target update", lambda: trainer.jepa.update_target(0.999))
+
+    def synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def timed(self, work: Callable[[], Any]) -> float:
+        self.synchronize()
+        start = time.perf_counter()
+        work()
+        self.synchronize()
+        return time.perf_counter() - start
+
+    def phases(self, stream: Iterator[JepaBatch], steps: int) -> dict[str, float]:
+        """Mean seconds of each phase, waiting for the device between them."""
+        seconds = dict.fromkeys(PHASES, 0.0)
+
+        def clock(name: str, work: Callable[[], Any]) -> Any:
+            result: list[Any] = []
+            seconds[name] += self.timed(lambda: result.append(work()))
+            return result[0]
+
+        model = self.trainer.jepa
+        parts = {"context": model.encoder, "predictor": model.predictor}
+        if model.target_encoder is not None:
+            parts["target"] = model.target_encoder
+        with self._clocked(parts, seconds):
+            for _ in range(steps):
+                self.step(stream, clock)
+        return {name: total / steps for name, total in seconds.items()}
+
+    @contextmanager
+    def _clocked(self, parts: Mapping[str, nn.Module], seconds: dict[str, float]) -> Iterator[None]:
+        started: dict[str, float] = {}
+
+        def now() -> float:
+            self.synchronize()
+            return time.perf_counter()
+
+        handles = []
+        for name, part in parts.items():
+            handles.append(part.register_forward_pre_hook(lambda *_, name=name: started.update({name: now()})))
+            handles.append(
+                part.register_forward_hook(
+                    lambda *_, name=name: seconds.update({name: seconds[name] + now() - started[name]})
+                )
+            )
+        yield
+        for handle in handles:
+            handle.remove()
+
+    def count(self, batch: JepaBatch) -> tuple[float, int]:
+        """FLOPs of a step's forward and backward passes, and the tokens that they process."""
+        with FlopCounterMode(display=False) as counter:
+            self.trainer.accelerator.backward(self.trainer.model(batch).loss)
+        self.trainer.optimizer.zero_grad(set_to_none=True)
+        tokens = 0
+        with torch.no_grad():
+            tokens += self.trainer.jepa.teacher(batch.target).index.total
+        for task in batch.tasks:
+            seen = task.context.keep.total if task.context.keep is not None else 0
+            tokens += seen
+            if isinstance(task.query, Indices):
+                tokens += seen * (len(task.query) // len(batch.target.x)) + task.query.total
+        return counter.get_total_flops(), tokens
+
+
+def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of a large square matrix product, the best of several."""
+    size = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    best = 0.0
+    for _ in range(5):
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = max(best, 2 * size**3 / (time.perf_counter() - start))
+    return best
+
+
+def memory(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"{torch.cuda.max_memory_allocated(device) / 1e9:.2f} GB peak on the device"
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB peak of the process"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
