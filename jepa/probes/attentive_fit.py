@@ -1,0 +1,217 @@
+"""Training attentive probes on cached token features, a grid of settings side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from math import ceil, nan
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from jepa.probes.attentive import AttentiveClassifier
+from jepa.probes.base import Labelled, Score, accuracy, best_setting, check_features, check_widths, class_codes
+from jepa.probes.splits import held_out_split
+from jepa.schedules import Cosine
+from jepa.seeding import Stream, generator, isolated
+
+_ORDER, _INIT = 5, 6  # first counters of the streams for the order of samples and for the start of the weights
+
+
+@dataclass(frozen=True)
+class AttentiveSettings:
+    """How attentive probes are built, trained and chosen. See `vjepa` and `vjepa2` for the published ones.
+
+    Attributes:
+        heads, depth, unused_proj: of the `AttentivePooler`.
+        lrs: learning rates of AdamW, each falling to 0 as a half cosine, without warmup.
+        weight_decays: decoupled weight decays.
+        final_weight_decay: where each weight decay ends, as a half cosine; None: constant.
+        decay_all: decay biases, LayerNorms and the query too.
+        clip: largest gradient norm of a head; None: no limit.
+        epochs, batch_size: length of training.
+        held_out: share of the training samples that settings are chosen by, in proportion to the classes.
+        refit: train the chosen settings again on all training samples.
+    """
+
+    heads: int
+    depth: int = 1
+    unused_proj: bool = False
+    lrs: tuple[float, ...] = (3e-3, 1e-3, 3e-4)
+    weight_decays: tuple[float, ...] = (1e-2, 1e-3)
+    final_weight_decay: float | None = None
+    decay_all: bool = False
+    clip: float | None = None
+    epochs: int = 20
+    batch_size: int = 256
+    held_out: float = 0.1
+    refit: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.lrs or not self.weight_decays or min(self.lrs) <= 0 or min(self.weight_decays) < 0:
+            raise ValueError(f"lrs={self.lrs} must be positive and weight_decays={self.weight_decays} not negative")
+        if min(self.epochs, self.batch_size) < 1:
+            raise ValueError("epochs and batch_size must be at least 1")
+
+    @classmethod
+    def vjepa(cls, heads: int) -> AttentiveSettings:
+        """V-JEPA's probe and protocol. `heads` are the encoder's.
+
+        Published are lr 1e-3 with weight decay .01 (video) and .001 (pictures), both in this grid.
+        """
+        return cls(heads, unused_proj=True, final_weight_decay=1e-6, clip=1.0)
+
+    @classmethod
+    def vjepa2(cls, heads: int = 16) -> AttentiveSettings:
+        """V-JEPA 2's probe and its grid of 20 settings."""
+        lrs, weight_decays = (5e-3, 3e-3, 1e-3, 3e-4, 1e-4), (0.01, 0.1, 0.4, 0.8)
+        return cls(heads, depth=4, lrs=lrs, weight_decays=weight_decays, decay_all=True)
+
+
+@dataclass(frozen=True, eq=False)
+class AttentiveProbe:
+    """A trained head and the labels (K,) of its outputs."""
+
+    classes: Tensor
+    head: AttentiveClassifier
+
+    @torch.no_grad()
+    def predict(self, x: Tensor, batch_size: int = 256) -> Tensor:
+        """Classes (n,) of tokens `x` (n, L, D)."""
+        check_features(x)
+        parts = [self.classes[self.head(part.to(self.head.linear.weight)).argmax(1)] for part in x.split(batch_size)]
+        return torch.cat(parts)
+
+
+def _optimizer(heads: list[AttentiveClassifier], decay_all: bool) -> torch.optim.AdamW:
+    """One AdamW for all heads: groups know the number of their head and whether they are decayed."""
+    groups = []
+    for number, head in enumerate(heads):
+        trained = [(name, p) for name, p in head.named_parameters() if p.requires_grad]
+        plain = [p for name, p in trained if not decay_all and (p.ndim == 1 or "bias" in name)]
+        decayed = [p for name, p in trained if decay_all or not (p.ndim == 1 or "bias" in name)]
+        groups.append({"params": decayed, "head": number, "decay": True})
+        if plain:
+            groups.append({"params": plain, "head": number, "decay": False})
+    return torch.optim.AdamW(groups, lr=0.0, weight_decay=0.0)
+
+
+def _steps(total: int, settings: AttentiveSettings, rng: torch.Generator) -> Iterator[Tensor]:
+    """The rows of each step."""
+    per_epoch = ceil(total / settings.batch_size)
+    for _ in range(settings.epochs):
+        yield from torch.randperm(total, generator=rng).tensor_split(per_epoch)
+
+
+def _train(
+    data: Labelled,
+    grid: list[tuple[float, float]],
+    settings: AttentiveSettings,
+    seed: int,
+    number: int,
+    device: torch.device,
+) -> list[AttentiveProbe]:
+    """One probe for each (learning rate, weight decay) of `grid`: equal starts, equal batches."""
+    classes, codes = class_codes(data.y)
+    heads = []
+    for _ in grid:
+        with isolated(seed, Stream.PROBE, _INIT):
+            head = AttentiveClassifier(
+                classes=len(classes),
+                dim=data.x.shape[2],
+                heads=settings.heads,
+                depth=settings.depth,
+                unused_proj=settings.unused_proj,
+            )
+        heads.append(head.to(device))
+    optimizer = _optimizer(heads, settings.decay_all)
+    total = settings.epochs * ceil(len(data) / settings.batch_size)
+    rng = generator(seed, Stream.PROBE, _ORDER, number)
+    for step, rows in enumerate(_steps(len(data), settings, rng), start=1):
+        for group in optimizer.param_groups:
+            lr, decay = grid[group["head"]]
+            final = decay if settings.final_weight_decay is None else settings.final_weight_decay
+            group["lr"] = Cosine(lr, 0.0, total)(step)
+            group["weight_decay"] = Cosine(decay, final, total)(step) if group["decay"] else 0.0
+        x = data.x[rows.to(data.x.device)].to(device, torch.float32)
+        target = codes[rows.to(codes.device)].to(device)
+        optimizer.zero_grad()
+        for head in heads:
+            F.cross_entropy(head(x), target).backward()
+            if settings.clip is not None:
+                nn.utils.clip_grad_norm_(head.parameters(), settings.clip)
+        optimizer.step()
+    return [AttentiveProbe(classes.to(device), head) for head in heads]
+
+
+@torch.no_grad()
+def _validate(probe: AttentiveProbe, held: Labelled, batch_size: int) -> tuple[float, float]:
+    """Accuracy and cross-entropy on held-out samples, all of known classes."""
+    correct = loss = 0.0
+    for x, y in zip(held.x.split(batch_size), held.y.split(batch_size), strict=True):
+        logits = probe.head(x.to(probe.head.linear.weight))
+        target = torch.searchsorted(probe.classes, y.to(probe.classes))
+        correct += float((logits.argmax(1) == target).sum())
+        loss += float(F.cross_entropy(logits, target, reduction="sum"))
+    return correct / len(held), loss / len(held)
+
+
+def fit_attentive(
+    train: Labelled, settings: AttentiveSettings, *, seed: int = 0, device: torch.device | str | None = None
+) -> tuple[AttentiveProbe, dict[str, float]]:
+    """The best probe of the grid, and what it was chosen by.
+
+    The choice: the highest accuracy on held-out training samples; of equals, the lowest cross-entropy there. (V-JEPA 2
+    reports the maximum over heads on the test set itself.) Where no class has two samples nothing can be held out, and
+    the middle of each list is taken.
+
+    Args:
+        train: tokens (N, L, D), on any device and in any floating dtype; batches are moved to `device` in float32.
+        settings: how to train.
+        seed: of the split, the order of the samples and the start of the weights.
+        device: where the heads are trained; by default where the features are.
+
+    Raises:
+        ValueError: unusable features or labels, or one class.
+    """
+    if train.x.ndim != 3:
+        raise ValueError(f"an attentive probe takes tokens (N, L, D), got {tuple(train.x.shape)}")
+    class_codes(train.y)
+    place = torch.device(device) if device is not None else train.x.device
+    grid = list(product(settings.lrs, settings.weight_decays))
+    rows, held_rows = held_out_split(train.y, settings.held_out, seed)
+    probes: list[AttentiveProbe] = []
+    if len(held_rows):
+        held = train.take(held_rows)
+        probes = _train(train.take(rows), grid, settings, seed, 0, place)
+        measured = [_validate(probe, held, settings.batch_size) for probe in probes]
+        best = best_setting([a for a, _ in measured], [loss for _, loss in measured])
+        validation = measured[best][0]
+    else:
+        best = len(settings.lrs) // 2 * len(settings.weight_decays) + len(settings.weight_decays) // 2
+        validation = nan
+    refit = settings.refit or not probes
+    probe = _train(train, [grid[best]], settings, seed, 1, place)[0] if refit else probes[best]
+    return probe, {"lr": grid[best][0], "weight_decay": grid[best][1], "validation": validation}
+
+
+def attentive_probe(
+    train: Labelled,
+    test: Labelled,
+    settings: AttentiveSettings,
+    *,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+) -> Score:
+    """Accuracy on `test` of the probe that `fit_attentive` chooses on `train`.
+
+    Raises:
+        ValueError: unusable features or labels, one class, or features of another shape.
+    """
+    check_widths(train, test)
+    probe, chosen = fit_attentive(train, settings, seed=seed, device=device)
+    predictions = probe.predict(test.x, settings.batch_size)
+    validation = chosen.pop("validation")
+    return Score("accuracy", accuracy(predictions, test.y), validation, chosen, predictions, {})
