@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
+from torchvision.transforms.functional import resized_crop
 
 from jepa.data import DataError, Digits, Images, Normalize, SampleDataset, Shapes, center_crop, random_resized_crop
 
@@ -29,18 +30,48 @@ def scene(size: tuple[int, int] = (375, 500)) -> Tensor:
 def test_crops_are_those_of_the_usual_pipeline(size: int | tuple[int, int], layout: str) -> None:
     x = scene() if layout == "channels last" else scene().contiguous()
     image = Image.fromarray(x.permute(1, 2, 0).numpy())
-    usual = reference.RandomResizedCrop(size, scale=(0.3, 1.0))
+    crop = random_resized_crop(size)
     for seed in range(3):
         torch.manual_seed(seed)
-        ours = random_resized_crop(size)(x)
+        ours = crop(x)
         torch.manual_seed(seed)
-        theirs = torch.from_numpy(np.array(usual(image))).permute(2, 0, 1)
+        top, left, height, width = crop.box(375, 500)
+        usual = resized_crop(image, top, left, height, width, list(crop.size))
+        theirs = torch.from_numpy(np.array(usual)).permute(2, 0, 1)
         assert ours.shape == theirs.shape
         assert ours.dtype == torch.uint8
         assert ours.is_contiguous()
         difference = (ours.int() - theirs.int()).abs()
         assert difference.max() <= 2
         assert difference.float().mean() < 0.3
+
+
+@pytest.mark.parametrize(("height", "width"), [(375, 500), (500, 375), (40, 300), (300, 30)])
+def test_boxes_are_spread_like_those_of_the_usual_pipeline(height: int, width: int) -> None:
+    crop = random_resized_crop(224)
+    x = torch.empty(1, height, width)
+    torch.manual_seed(0)
+    ours = torch.tensor([crop.box(height, width) for _ in range(1000)]).float()
+    theirs = torch.tensor(
+        [reference.RandomResizedCrop.get_params(x, crop.scale, crop.ratio) for _ in range(1000)]
+    ).float()
+    scale = torch.tensor([height, width, height, width])
+    assert ((ours.mean(0) - theirs.mean(0)).abs() / scale).max() < 0.03
+    assert ((ours.std(0) - theirs.std(0)).abs() / scale).max() < 0.03
+    assert (ours[:, :2].min(0).values >= 0).all()
+    bottom, right = (ours[:, 0] + ours[:, 2]).max(), (ours[:, 1] + ours[:, 3]).max()
+    assert (bottom <= height, right <= width) == (True, True)
+    assert min(height, width) < 100 or (bottom, right) == (height, width)
+
+
+def test_boxes_of_extreme_pictures_hold_a_pixel() -> None:
+    crop = random_resized_crop(8, scale=(0.3, 0.3))
+    for height, width in ((1, 1), (1, 1000), (1000, 1), (2, 3)):
+        for _ in range(50):
+            top, left, h, w = crop.box(height, width)
+            assert 0 < h <= height - top
+            assert 0 < w <= width - left
+        assert crop(torch.zeros(3, height, width, dtype=torch.uint8)).shape == (3, 8, 8)
 
 
 def test_crops_take_any_channels_and_follow_the_global_generator() -> None:

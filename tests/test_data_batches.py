@@ -1,13 +1,17 @@
 """Order, slices, masks, substitutes and loading of batches."""
 
+import random
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from jepa import seeding
 from jepa.data import Batches, DataError, Normalize, SampleDataset, collate, fingerprint_of, loader
 from jepa.interfaces import Masker
+from jepa.seeding import Stream
 from jepa.types import JepaBatch, Masks, Sample, UnreadableSample, View
 
 GRID = (3, 4)
@@ -117,6 +121,19 @@ def test_items_leave_the_global_generators_alone() -> None:
     batches()[0]
     next(iter(loader(batches(), 0, 1)))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_samples_draw_from_every_generator_as_if_alone() -> None:
+    def noise(x: Tensor) -> Tensor:
+        return torch.tensor([random.random(), np.random.rand(), torch.rand(()).item()])
+
+    whole = batches(transform=noise)[1]
+    for slot in range(4):
+        with seeding.isolated(7, Stream.SAMPLE, 4 + slot):
+            assert torch.equal(whole.target.x[slot], noise(whole.target.x))
+    states = random.getstate(), np.random.get_state()[1].tolist()
+    batches(transform=noise)[0]
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == states
 
 
 def test_every_sample_comes_once_per_epoch_and_orders_differ() -> None:

@@ -17,8 +17,6 @@ from jepa.data import decode as decoding
 from jepa.data.decode import decode
 from jepa.types import UnreadableSample
 
-pytestmark = pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")
-
 RED, GREEN = (200, 30, 40), (10, 160, 60)
 
 

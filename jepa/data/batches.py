@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import signal
 from collections.abc import Sequence
 from math import ceil
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -84,11 +86,12 @@ class Batches(Dataset[JepaBatch]):
         start = (k % self.accumulate * self.world_size + self.rank) * self.slice_size
         first = (step - 1) * self.batch_size + start
         skipped: list[str] = []
-        picked = [self._sample(position, skipped) for position in range(first, first + self.slice_size)]
+        with seeding.isolated(self.seed, Stream.SAMPLE, first):  # once: it takes as long as a tenth of a picture
+            picked = [self._sample(position, skipped) for position in range(first, first + self.slice_size)]
         masks, shares = [], []
         for drawn in self._global_masks(step):
             mine = Masks(drawn.context[start : start + self.slice_size], drawn.targets[start : start + self.slice_size])
-            shares.append(float(mine.targets.sum() * self.world_size / drawn.targets.sum()))
+            shares.append(int(mine.targets.sum()) * self.world_size / int(drawn.targets.sum()))
             masks.append(mine)
         index = torch.tensor([i for i, _ in picked])
         return collate([sample for _, sample in picked], masks, shares, index=index, skipped=skipped)
@@ -102,8 +105,8 @@ class Batches(Dataset[JepaBatch]):
         for attempt in range(min(size, MAX_CONSECUTIVE_UNREADABLE)):
             i = int(order[(offset + attempt) % size])
             try:
-                with seeding.isolated(self.seed, Stream.SAMPLE, position):
-                    sample = self._transformed(self.dataset[i])
+                _seed_globals(seeding.key(self.seed, Stream.SAMPLE, position))
+                sample = self._transformed(self.dataset[i])
             except UnreadableSample as unreadable:
                 failed.append(str(unreadable))
             else:
@@ -199,6 +202,13 @@ def collate(
         for m, share in zip(masks, shares, strict=True)
     ]
     return JepaBatch(View(x), tasks, labels, index, tuple(skipped))
+
+
+def _seed_globals(number: int) -> None:
+    """What `seeding.isolated` does at its start."""
+    random.seed(number)
+    np.random.seed(number % 2**32)
+    torch.default_generator.manual_seed(number)
 
 
 def _stack(tensors: list[Tensor], samples: Sequence[Sample], what: str, advice: str) -> Tensor:
