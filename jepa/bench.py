@@ -60,9 +60,8 @@ def report(recipe: Mapping[str, Any], *, warmup: int, steps: int) -> str:
     bench = Bench(trainer)
     stream = bench.stream()
     flops, tokens = bench.count(next(stream))
-    for _ in range(warmup):
-        bench.step(stream)
-    seconds = bench.timed(lambda: [bench.step(stream) for _ in range(steps)]) / steps
+    bench.run(stream, warmup)
+    seconds = bench.timed(lambda: bench.run(stream, steps)) / steps
     phases = bench.phases(stream, steps)
     peak = matmul_peak(accelerator.device, torch.bfloat16 if settings.precision == "bf16" else torch.float32)
     samples = trainer.batches.slice_size
@@ -92,6 +91,10 @@ class Bench:
     def stream(self) -> Iterator[JepaBatch]:
         for batch in self.trainer.stream():
             yield self.trainer.batch_transform(batch.to(self.device))
+
+    def run(self, stream: Iterator[JepaBatch], steps: int) -> None:
+        for _ in range(steps):
+            self.step(stream)
 
     def step(self, stream: Iterator[JepaBatch], timed: Callable[[str, Callable[[], Any]], Any] | None = None) -> None:
         run = timed or (lambda name, work: work())

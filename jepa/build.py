@@ -159,7 +159,7 @@ def _target_of(node: Mapping[str, Any], where: str) -> str:
 
 
 def build_model(recipe: Mapping[str, Any], *, trust: Trust | None = None, meta: bool = False) -> Any:
-    """The JEPA of a resolved recipe: encoder, predictor, target updater and criterion handed to `model`.
+    """The JEPA of a resolved recipe: encoder, predictor, target updater, losses handed to `model`.
 
     Weights come from torch's global RNG; with `meta` they have shapes only.
     """
@@ -173,4 +173,7 @@ def build_model(recipe: Mapping[str, Any], *, trust: Trust | None = None, meta: 
             predictor=build(recipe["predictor"], "predictor", trust=trust, embed_dim=encoder.embed_dim),
             target=build(recipe["target"], "target", trust=trust),
             criterion=build(recipe["criterion"], "criterion", trust=trust),
+            regularizers={
+                name: build(node, f"regularizers.{name}", trust=trust) for name, node in recipe["regularizers"].items()
+            },
         )

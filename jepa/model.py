@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from jepa.interfaces import Encoder, Predictor, TargetUpdater
 from jepa.types import Indices, JepaBatch, StepOutput, Tokens, View
@@ -20,6 +21,7 @@ class JEPA(nn.Module):
         predictor: predicts target embeddings from context tokens and a query.
         target: makes and moves the target encoder.
         criterion: (prediction (N, D), target (N, D)) -> scalar mean.
+        regularizers: by name, context Tokens -> named, weighted scalars that are added to the loss.
         normalize_targets: layer-norm the targets over D without affine parameters (epsilon 1e-5), as published.
     """
 
@@ -30,12 +32,14 @@ class JEPA(nn.Module):
         predictor: Predictor,
         target: TargetUpdater,
         criterion: nn.Module,
+        regularizers: Mapping[str, nn.Module] | None = None,
         normalize_targets: bool = True,
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.predictor = predictor
         self.criterion = criterion
+        self.regularizers = nn.ModuleDict(regularizers)
         self.normalize_targets = normalize_targets
         self.updater = target
         self.target_encoder = target.make_target(encoder)  # None: the encoder is its own target
@@ -61,13 +65,17 @@ class JEPA(nn.Module):
 
     def forward(self, batch: JepaBatch) -> StepOutput:
         target = self.targets(batch.target)
-        loss = target.x.new_zeros(())
+        terms: dict[str, Tensor] = {}
         seen: list[dict[str, Any]] = []
         for task in batch.tasks:
             context = self.encoder(task.context)
             prediction = self.predictor(context, task.query)
             answer = target.at(task.query) if isinstance(task.query, Indices) else target.x
-            loss = loss + self.criterion(prediction.x.float(), answer) * (task.share / len(batch.tasks))
+            found = {"prediction": self.criterion(prediction.x.float(), answer)}
+            for regularizer in self.regularizers.values():
+                found |= regularizer(context)
+            for name, term in found.items():
+                terms[name] = terms.get(name, 0) + term * (task.share / len(batch.tasks))
             seen.append(
                 {
                     "context": Tokens(context.x.detach(), context.index),
@@ -75,8 +83,9 @@ class JEPA(nn.Module):
                     "query": task.query,
                 }
             )
-        terms = {"prediction": loss.detach()}
-        return StepOutput(loss, terms, {"target": Tokens(target.x.detach(), target.index), "tasks": seen})
+        loss = torch.stack(list(terms.values())).sum()
+        detached = {name: term.detach() for name, term in terms.items()}
+        return StepOutput(loss, detached, {"target": Tokens(target.x.detach(), target.index), "tasks": seen})
 
     def update_target(self, momentum: float) -> None:
         """Move the target encoder after an optimiser step."""

@@ -17,7 +17,7 @@ from yaml import YAMLError
 from jepa.build import TARGET, RecipeError, convert, locate, nearest, parameters, refuse_unknown
 
 PARTS = ("encoder", "predictor", "masker", "target", "criterion", "model")
-KEYS = ("recipe", "seed", "run_dir", "dry_run", "data", *PARTS, "optim", "train")
+KEYS = ("recipe", "seed", "run_dir", "dry_run", "data", *PARTS, "regularizers", "optim", "train")
 DATA_KEYS = ("size", "root", "workers", "dataset", "transform", "eval_transform", "batch_transform")
 
 # Keys that do not change what is learned: a run may be continued with other values.
@@ -113,8 +113,9 @@ def load_recipe(arguments: Sequence[str]) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise RecipeError(f"{path.name}: {str(error).splitlines()[0]}") from error
     assert isinstance(recipe, dict)
-    check(recipe)
-    return {key: recipe[key] for key in KEYS}
+    named_values = {str(key): value for key, value in recipe.items()}
+    check(named_values)
+    return {key: named_values[key] for key in KEYS}
 
 
 def check(recipe: Mapping[str, Any]) -> None:

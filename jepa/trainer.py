@@ -172,7 +172,8 @@ class Trainer:
         with self._signals(), self._progress() as bar:
             while self.step < plan.steps:
                 self.step += 1
-                loss, output, batch, momentum = self._train_step(stream, clock)
+                terms, output, batch, momentum = self._train_step(stream, clock)
+                loss = torch.stack(list(terms.values())).sum()
                 first_bad = torch.where((first_bad == 0) & ~loss.isfinite(), float(self.step), first_bad)
                 last = self.step == plan.steps
                 probes = [probe for probe in self.probes if last or self.step % probe.every == 0]
@@ -183,23 +184,26 @@ class Trainer:
                 alone = self.accelerator.num_processes == 1
                 if not (logging_due or saving_due or (alone and self.stop_signal)):
                     continue
-                facts = self._agree(loss, first_bad)  # the only place that waits for the device
+                facts = self._agree(terms, first_bad)  # the only place that waits for the device
                 if facts.bad_step:
                     raise self._non_finite(facts.bad_step)
                 if logging_due:
-                    self._log(facts, output, momentum, seen, clock, bar)
+                    self._log(facts, momentum, seen, clock, bar)
                 if saving_due or facts.stop:
                     self._save(facts)
                 if facts.stop and not last:
                     return False
         return True
 
-    def _train_step(self, stream: Iterator[JepaBatch], clock: Clock) -> tuple[Tensor, StepOutput, JepaBatch, float]:
-        """One optimiser step over its micro-batches; returns this process's part of the loss and what was seen last."""
+    def _train_step(
+        self, stream: Iterator[JepaBatch], clock: Clock
+    ) -> tuple[dict[str, Tensor], StepOutput, JepaBatch, float]:
+        """One optimiser step over its micro-batches; returns this process's part of the loss's terms, the last
+        micro-batch and what came of it, and the target's momentum."""
         step = self.step
         torch.manual_seed(key(self.batches.seed, Stream.STEP, step, self.accelerator.process_index))
         set_hyperparameters(self.optimizer, lr=self.lr(step), weight_decay=self.weight_decay(step))
-        total = torch.zeros((), device=self.accelerator.device)
+        terms: dict[str, Tensor] = {}
         for number in range(self.batches.accumulate):
             with clock.waiting():
                 batch = next(stream)
@@ -209,14 +213,14 @@ class Trainer:
             with nullcontext() if last else self.accelerator.no_sync(self.model):
                 output = self.model(batch)
                 self.accelerator.backward(output.loss)
-            total += output.loss.detach()
+            terms = {name: terms[name] + term if number else term for name, term in output.terms.items()}
         if self.plan.clip_norm is not None:
             self.accelerator.clip_grad_norm_(self.jepa.parameters(), self.plan.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         momentum = self.jepa.updater.momentum(step, self.plan.steps)
         self.jepa.update_target(momentum)
-        return total, output, batch, momentum
+        return terms, output, batch, momentum
 
     def _look(self, probes: Sequence[Probe], output: StepOutput, batch: JepaBatch) -> dict[str, float]:
         """What the probes see in the main process's share of the batch."""
@@ -226,25 +230,18 @@ class Trainer:
                 seen |= probe(self.step, output, batch)
         return seen
 
-    def _agree(self, loss: Tensor, first_bad: Tensor) -> Facts:
-        """What all processes know together: the mean loss, whether one lost its numbers, was told to stop, skipped."""
-        mine = torch.stack(
-            [
-                loss.float(),
-                first_bad,
-                loss.new_tensor(float(self.stop_signal is not None)),
-                loss.new_tensor(float(self.skipped)),
-            ]
-        )
-        total = self.accelerator.reduce(mine, reduction="sum").tolist()
-        processes = self.accelerator.num_processes
-        bad_step = int(first_bad.item()) or (self.step if total[1] else 0)
-        return Facts(total[0] / processes, bad_step, bool(total[2]), int(total[3]))
+    def _agree(self, terms: Mapping[str, Tensor], first_bad: Tensor) -> Facts:
+        """What all processes know together: mean terms, whether one lost its numbers, was told to stop, skipped."""
+        mine = [*terms.values(), first_bad, self.stop_signal is not None, self.skipped]
+        numbers = torch.stack([torch.as_tensor(x, dtype=torch.float32, device=first_bad.device) for x in mine])
+        *sums, bad, stop, skipped = self.accelerator.reduce(numbers, reduction="sum").tolist()
+        means = {name: total / self.accelerator.num_processes for name, total in zip(terms, sums, strict=True)}
+        bad_step = int(first_bad.item()) or (self.step if bad else 0)
+        return Facts(means, bad_step, bool(stop), int(skipped))
 
     def _log(
         self,
         facts: Facts,
-        output: StepOutput,
         momentum: float,
         seen: Mapping[str, float],
         clock: Clock,
@@ -259,7 +256,7 @@ class Trainer:
             "lr": self.lr(step),
             "weight_decay": self.weight_decay(step),
             "momentum": momentum,
-            **{f"loss_{name}": value.item() for name, value in output.terms.items() if len(output.terms) > 1},
+            **({f"loss_{name}": term for name, term in facts.terms.items()} if len(facts.terms) > 1 else {}),
             **seen,
             "skipped": facts.skipped,
             "samples_per_second": rate,
@@ -334,13 +331,17 @@ class Facts:
     """What all processes agree on at a step.
 
     Attributes:
-        loss: mean over the global batch.
+        terms: of the loss, means over the global batch.
         bad_step: first step whose loss was not finite; 0: none.
         stop: a process was told to stop.
         skipped: samples skipped so far, all processes together.
     """
 
-    loss: float
+    terms: dict[str, float]
     bad_step: int
     stop: bool
     skipped: int
+
+    @property
+    def loss(self) -> float:
+        return sum(self.terms.values())
