@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from jepa.nn.attention import Attention, Backend, Layout, choose_backend, ragged_attention
-from jepa.nn.blocks import Block, DropPath, Transformer
+from jepa.nn.blocks import Block, Transformer, drop_path_factors
 from tests.published import relative_error
 
 HEADS, WIDTH = 2, 8
@@ -123,30 +123,43 @@ def test_heads_must_divide_the_width() -> None:
 
 def test_drop_path_drops_whole_sequences_and_keeps_the_mean() -> None:
     torch.manual_seed(0)
-    lengths, rate = [1 + i % 3 for i in range(4000)], 0.25
-    drop = DropPath(rate).train()
-    out = drop(torch.ones(sum(lengths), 3), layout_of(lengths))
-    kept = torch.stack([part.flatten()[0] for part in out.split(lengths)])
-    assert all(bool((part == part[0, 0]).all()) for part in out.split(lengths))
-    assert set(kept.tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
-    assert abs(float((kept == 0).float().mean()) - rate) < 4 * (rate * (1 - rate) / len(lengths)) ** 0.5
+    sequences, rate = 4000, 0.25
+    factors = drop_path_factors(rate, sequences, torch.zeros(1))
+    assert factors.shape == (2, sequences)
+    assert set(factors.flatten().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
+    for branch in factors:
+        assert abs(float((branch == 0).float().mean()) - rate) < 4 * (rate * (1 - rate) / sequences) ** 0.5
+    assert not factors[0].equal(factors[1])
 
 
-def test_drop_path_does_nothing_in_evaluation_or_at_rate_zero() -> None:
-    x = torch.randn(sum(RAGGED), 3)
-    assert DropPath(0.9).eval()(x, layout_of(RAGGED)) is x
-    assert DropPath(0.0).train()(x, layout_of(RAGGED)) is x
+def test_factors_scale_the_branches_of_their_sequence() -> None:
+    torch.manual_seed(0)
+    block, layout, x = Block(16, 2), layout_of(RAGGED), torch.randn(18, 16)
+    factors = torch.tensor([[0.0, 2.0, 1.0, 0.0], [0.0, 1.0, 3.0, 1.0]])
+    out, seen = block(x, layout, factors).split(RAGGED), block.attn(block.norm1(x), layout).split(RAGGED)
+    for own, before, branch, (first, second) in zip(out, x.split(RAGGED), seen, factors.T.tolist(), strict=True):
+        middle = before + first * branch
+        assert relative_error(own, middle + second * block.mlp(block.norm2(middle))) <= 1e-6
+    assert out[0].equal(x[:5])  # dropped altogether
+
+
+def test_drop_path_is_for_training_only() -> None:
+    torch.manual_seed(0)
+    dropping, plain, x = Transformer(16, 2, 2, drop_path=0.9), Transformer(16, 2, 2), torch.randn(18, 16)
+    plain.load_state_dict(dropping.state_dict())
+    expected = plain(x, layout_of(RAGGED))
+    assert dropping.eval()(x, layout_of(RAGGED)).equal(expected)
+    assert not dropping.train()(x, layout_of(RAGGED)).equal(expected)
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0, 2.0])
 def test_drop_path_rate_must_leave_something(rate: float) -> None:
     with pytest.raises(ValueError, match="drop_path"):
-        DropPath(rate)
+        Transformer(16, 2, 2, drop_path=rate)
 
 
 def test_drop_path_rates_rise_linearly() -> None:
-    rates = [block.drop_path.rate for block in Transformer(8, depth=5, heads=2, drop_path=0.4).blocks]
-    assert rates == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
+    assert Transformer(8, depth=5, heads=2, drop_path=0.4).drop_rates == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
 
 
 def test_block_is_pre_norm() -> None:
@@ -164,11 +177,11 @@ def test_checkpointing_changes_nothing(drop_path: float) -> None:
     plain = Transformer(16, depth=3, heads=2, drop_path=drop_path)
     saving = Transformer(16, depth=3, heads=2, drop_path=drop_path, grad_checkpointing=True)
     saving.load_state_dict(plain.state_dict())
-    x, results = torch.randn(sum(RAGGED), 16), []
+    x, weights, results = torch.randn(sum(RAGGED), 16), torch.randn(sum(RAGGED), 16), []
     for model in (plain, saving):
         torch.manual_seed(1)  # the same drops
         leaf = x.clone().requires_grad_()
         out = model(leaf, layout_of(RAGGED))
-        results.append([out, *torch.autograd.grad(out.square().sum(), [leaf, *model.parameters()])])
+        results.append([out, *torch.autograd.grad((out * weights).sum(), [leaf, *model.parameters()])])
     for mine, theirs in zip(*results, strict=True):
         assert relative_error(mine, theirs) <= 1e-5

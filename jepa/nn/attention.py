@@ -9,8 +9,7 @@ Linear layers run on packed tokens (N, D). Attention picks one of three backends
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -22,50 +21,46 @@ from jepa.types import Indices
 Backend = Literal["equal", "varlen", "padded"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Layout:
-    """Where the sequences of a packed batch (N, D) begin and end, with what each backend needs, computed once.
+    """Where the sequences of a packed batch (N, D) begin and end, with what each backend needs.
+
+    Everything is computed when it is built, before the blocks run: compiled blocks only read plain attributes.
 
     Attributes:
         lengths: (S,) tokens of each sequence.
         total: N.
         min_length, max_length: bounds on `lengths`, known on the host; equal only if all lengths are.
+        cumulative: (S + 1,) int32 where each sequence starts; the last entry is N.
+        sequence: (N,) the sequence that each token belongs to.
+        offset: (N,) place of each token within its sequence.
+        slots: (N,) place of each token in the padded (S * max_length) layout.
+        mask: (S, 1, 1, max_length) true where the padded layout holds a token.
     """
 
     lengths: Tensor
     total: int
     min_length: int
     max_length: int
+    cumulative: Tensor = field(init=False)
+    sequence: Tensor = field(init=False)
+    offset: Tensor = field(init=False)
+    slots: Tensor = field(init=False)
+    mask: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        device = self.lengths.device
+        starts = F.pad(self.lengths.cumsum(0), (1, 0))
+        self.cumulative = starts.int()
+        order = torch.arange(len(self.lengths), device=device)
+        self.sequence = torch.repeat_interleave(order, self.lengths, output_size=self.total)
+        self.offset = torch.arange(self.total, device=device) - starts[self.sequence]
+        self.slots = self.sequence * self.max_length + self.offset
+        self.mask = (torch.arange(self.max_length, device=device) < self.lengths[:, None])[:, None, None]
 
     @classmethod
     def of(cls, index: Indices) -> Layout:
         return cls(index.lengths, index.total, index.min_length, index.max_length)
-
-    @cached_property
-    def cumulative(self) -> Tensor:
-        """(S + 1,) int32 where each sequence starts; the last entry is N."""
-        return F.pad(self.lengths.cumsum(0), (1, 0)).int()
-
-    @cached_property
-    def sequence(self) -> Tensor:
-        """(N,) the sequence that each token belongs to."""
-        order = torch.arange(len(self.lengths), device=self.lengths.device)
-        return torch.repeat_interleave(order, self.lengths, output_size=self.total)
-
-    @cached_property
-    def offset(self) -> Tensor:
-        """(N,) place of each token within its sequence."""
-        return torch.arange(self.total, device=self.lengths.device) - self.cumulative[self.sequence]
-
-    @cached_property
-    def slots(self) -> Tensor:
-        """(N,) place of each token in the padded (S * max_length) layout."""
-        return self.sequence * self.max_length + self.offset
-
-    @cached_property
-    def mask(self) -> Tensor:
-        """(S, 1, 1, max_length) true where the padded layout holds a token."""
-        return (torch.arange(self.max_length, device=self.lengths.device) < self.lengths[:, None])[:, None, None]
 
 
 def choose_backend(q: Tensor, layout: Layout) -> Backend:

@@ -24,40 +24,29 @@ class Mlp(nn.Module):
         return self.fc2(F.gelu(self.fc1(x)))
 
 
-class DropPath(nn.Module):
-    """Drops a residual branch for whole sequences (stochastic depth, Huang et al. 2016).
-
-    Raises:
-        ValueError: `rate` is not in [0, 1).
-    """
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        if not 0 <= rate < 1:
-            raise ValueError(f"drop_path={rate} must lie in [0, 1)")
-        self.rate = rate
-
-    def forward(self, x: Tensor, layout: Layout) -> Tensor:
-        if self.rate == 0 or not self.training:
-            return x
-        kept = torch.rand(len(layout.lengths), device=x.device) >= self.rate
-        return x * (kept.to(x.dtype) / (1 - self.rate))[layout.sequence, None]
-
-
 class Block(nn.Module):
     """x + Attention(LN(x)), then x + MLP(LN(x)); LayerNorm epsilon 1e-6."""
 
-    def __init__(self, dim: int, heads: int, mlp_ratio: float = 4.0, drop_path: float = 0.0) -> None:
+    def __init__(self, dim: int, heads: int, mlp_ratio: float = 4.0) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = Attention(dim, heads)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
-        self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor, layout: Layout) -> Tensor:  # (N, D) -> (N, D)
-        x = x + self.drop_path(self.attn(self.norm1(x), layout), layout)
-        return x + self.drop_path(self.mlp(self.norm2(x)), layout)
+    def forward(self, x: Tensor, layout: Layout, factors: Tensor | None = None) -> Tensor:  # (N, D) -> (N, D)
+        """`factors` (2, S), if given, scale the two residual branches of each sequence."""
+        seen = self.attn(self.norm1(x), layout)
+        x = x + (seen if factors is None else seen * factors[0, layout.sequence, None])
+        thought = self.mlp(self.norm2(x))
+        return x + (thought if factors is None else thought * factors[1, layout.sequence, None])
+
+
+def drop_path_factors(rate: float, sequences: int, like: Tensor) -> Tensor:
+    """(2, S) factors that drop residual branches for whole sequences with probability `rate` and keep their mean
+    (stochastic depth, Huang et al. 2016)."""
+    kept = torch.rand(2, sequences, device=like.device) >= rate
+    return kept.to(like.dtype) / (1 - rate)
 
 
 class Transformer(nn.Module):
@@ -67,6 +56,9 @@ class Transformer(nn.Module):
         dim, depth, heads, mlp_ratio: its shape.
         drop_path: stochastic depth rate of the last block, rising linearly from 0 at the first.
         grad_checkpointing: recompute each block in the backward pass instead of keeping its activations.
+
+    Raises:
+        ValueError: `drop_path` is not in [0, 1).
     """
 
     def __init__(
@@ -79,17 +71,22 @@ class Transformer(nn.Module):
         grad_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        rates = [drop_path * i / max(1, depth - 1) for i in range(depth)]
-        self.blocks = nn.ModuleList(Block(dim, heads, mlp_ratio, rate) for rate in rates)
+        if not 0 <= drop_path < 1:
+            raise ValueError(f"drop_path={drop_path} must lie in [0, 1)")
+        self.drop_rates = [drop_path * i / max(1, depth - 1) for i in range(depth)]
+        self.blocks = nn.ModuleList(Block(dim, heads, mlp_ratio) for _ in range(depth))
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.grad_checkpointing = grad_checkpointing
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:  # (N, D) -> (N, D)
-        for block in self.blocks:
+        drops = self.training and any(self.drop_rates)
+        for block, rate in zip(self.blocks, self.drop_rates, strict=True):
+            # drawn here: within a compiled block every rate would be a program of its own
+            factors = drop_path_factors(rate, len(layout.lengths), x) if drops else None
             if self.grad_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, layout, use_reentrant=False)
+                x = checkpoint(block, x, layout, factors, use_reentrant=False)
             else:
-                x = block(x, layout)
+                x = block(x, layout, factors)
         return self.norm(x)
 
     def intermediates(self, x: Tensor, layout: Layout, layers: Sequence[int]) -> list[Tensor]:
@@ -108,8 +105,12 @@ class Transformer(nn.Module):
         return [self.norm(outputs[layer]) for layer in layers]
 
 
-def compile_blocks(model: nn.Module) -> None:
-    """Compile every block in place, for any number of tokens."""
+def compile_blocks(model: nn.Module, backend: str = "inductor") -> None:
+    """Compile every block in place, once for any number and any lengths of sequences.
+
+    All blocks of one width share their programs: one for equal and one for ragged lengths, with and without gradients.
+    """
+    torch.compiler.config.recompile_limit = max(torch.compiler.config.recompile_limit, 32)  # more: silently eager
     for module in model.modules():
         if isinstance(module, Block):
-            module.compile(dynamic=True)
+            module.compile(dynamic=True, backend=backend)

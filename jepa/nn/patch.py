@@ -56,7 +56,8 @@ class PatchEmbed(nn.Module):
                 f"its mask {len(index)} on a grid {index.grid}"
             )
         axes = len(self.patch_size)
-        x = x[(..., *(slice(g * p) for g, p in zip(index.grid, self.patch_size, strict=True)))]
+        for axis, (g, p) in enumerate(zip(index.grid, self.patch_size, strict=True), start=2):
+            x = x.narrow(axis, 0, g * p)
         sizes = [size for pair in zip(index.grid, self.patch_size, strict=True) for size in pair]
         x = x.reshape(*x.shape[:2], *sizes)  # (B, C, g0, p0, g1, p1, ...)
         order = [0, *range(2, 2 + 2 * axes, 2), 1, *range(3, 3 + 2 * axes, 2)]
