@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from jepa import recipe as recipes
-from jepa.build import RecipeError, build, build_model
+from jepa.build import TARGET, RecipeError, build, build_model, locate, parameters
 from jepa.data.base import SampleDataset
 from jepa.data.batches import Batches
 from jepa.interfaces import Encoder, Masker
@@ -47,9 +47,15 @@ def assemble(recipe: Mapping[str, Any], settings: TrainSettings, accelerator: Ac
         world_size=accelerator.num_processes,
         accumulate=settings.accumulate,
     )
-    found = tuple(batches[0].target.x.shape[2:])  # trouble with the data shows here, not in a worker
+    first = batches[0]  # trouble with the data shows here, not in a worker
+    found = tuple(first.target.x.shape[2:])
     if found != size:
         raise RecipeError(f"data.size is {size}, but the data's transform makes samples of {found}")
+    batch_transform = build(data["batch_transform"], "data.batch_transform")
+    try:
+        batch_transform(first)
+    except (TypeError, ValueError) as error:
+        raise RecipeError(str(error)) from error
     steps = recipes.total_steps(settings, len(dataset))
     schedule = partial(build_schedule, steps=steps, batch_size=settings.batch_size, dataset_size=len(dataset))
     optim = recipe["optim"]
@@ -57,7 +63,7 @@ def assemble(recipe: Mapping[str, Any], settings: TrainSettings, accelerator: Ac
         model=model,
         make_optimizer=partial(adamw, betas=tuple(optim["betas"]), eps=optim["eps"]),
         batches=batches,
-        batch_transform=build(data["batch_transform"], "data.batch_transform"),
+        batch_transform=batch_transform,
         lr=schedule(optim["lr"], "optim.lr"),
         weight_decay=schedule(optim["weight_decay"], "optim.weight_decay"),
         accelerator=accelerator,
@@ -111,12 +117,15 @@ def build_schedule(
     node: Mapping[str, Any], where: str, *, steps: int, batch_size: int, dataset_size: int | None
 ) -> Schedule:
     """A schedule of the optimiser step; `total` is the length of the run unless the recipe says otherwise."""
-    node = {"total": steps, **node}
-    for name in ("warmup", "total"):
+    takes_total = "total" in parameters(locate(str(node.get(TARGET)), where))
+    node = {**({"total": steps} if takes_total else {}), **node}
+    for name in recipes.LENGTHS:
         if name in node:
             node[name] = recipes.length(
                 node[name], f"{where}.{name}", steps=steps, batch_size=batch_size, dataset_size=dataset_size
             )
+    if node.get("total") == 0:
+        raise RecipeError(f"{where}.total is 0 steps")
     if node.get("warmup", 0) >= steps:
         log.warning("%s.warmup is %d steps, the run %d: it never reaches its peak", where, node["warmup"], steps)
     return build(node, where)

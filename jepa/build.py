@@ -17,6 +17,7 @@ import torch
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 TARGET = "_target_"
+ROOMS = ("data", "encoders", "losses", "maskers", "model", "predictors", "schedules", "targets")  # where parts live
 Trust = tuple[str, ...]
 
 
@@ -46,7 +47,7 @@ def locate(path: str, where: str, trust: Trust | None = None) -> Callable[..., A
     Args:
         path: e.g. "jepa.encoders.ViT".
         where: the recipe key, for the error.
-        trust: packages besides `jepa` that may be imported; None trusts all, as for one's own recipe.
+        trust: packages that may be imported besides the parts of `jepa`; None trusts all, as for one's own recipe.
 
     Raises:
         RecipeError: not trusted, not found, or not callable.
@@ -76,11 +77,37 @@ def locate(path: str, where: str, trust: Trust | None = None) -> Callable[..., A
         raise RecipeError(f"{where}.{TARGET}={path!r} does not exist: {nearest(parts[-1], valid)}") from error
     if not callable(found):
         raise RecipeError(f"{where}.{TARGET}={path!r} is a {type(found).__name__}, not a class or function")
+    if trust is not None and not _is_part(found, trust):
+        raise RecipeError(f"{where}.{TARGET}={path!r} is not a part of a model and was not run")
     return found
 
 
+def _is_part(found: Callable[..., Any], trust: Trust) -> bool:
+    """Where it is defined decides, not the path: a module of jepa imports much that must not be run for a stranger."""
+    package, _, inside = (getattr(found, "__module__", None) or "").partition(".")
+    return package in trust or (package == "jepa" and inside.split(".")[0] in ROOMS)
+
+
 def parameters(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(target).parameters
+    """The arguments that have a name, of those that a class or function takes.
+
+    Raises:
+        RecipeError: it does not say which.
+    """
+    try:
+        signature = inspect.signature(target).parameters
+    except ValueError as error:
+        raise RecipeError(f"{target!r} cannot be used in a recipe: {error}") from error
+    anything = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return {name: parameter for name, parameter in signature.items() if parameter.kind not in anything}
+
+
+def annotations(target: Callable[..., Any]) -> Mapping[str, Any]:
+    """Types of the arguments; none where they cannot be resolved, as with imports made for a type checker only."""
+    try:
+        return typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except (NameError, TypeError):
+        return {}
 
 
 def convert(value: Any, annotation: Any, where: str) -> Any:
@@ -112,8 +139,8 @@ def bind(target: Callable[..., Any], arguments: Mapping[str, Any], where: str, g
     """
     signature = parameters(target)
     given = set(given)
-    refuse_unknown(arguments, set(signature) - given - {"self"}, where)
-    hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    refuse_unknown(arguments, set(signature) - given, where)
+    hints = annotations(target)
     missing = [
         name
         for name, parameter in signature.items()

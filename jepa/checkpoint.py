@@ -2,7 +2,8 @@
 
 A checkpoint is a folder `step_XXXXXXXX` with `model.safetensors`, `optimizer.safetensors` and `state.json`. It is
 written under another name, flushed to the disk and renamed, so that a crash at any moment leaves the last complete one
-usable. `state.json` holds the size and SHA-256 of the other files: a byte that flipped is noticed before it is used.
+usable. `state.json` holds the size and SHA-256 of the other files, and the SHA-256 of its own contents: a byte that
+flipped is noticed before it is used.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ def save(
         save_file(_contiguous(model.state_dict()), draft / MODEL)
         save_file(_contiguous(optimizer_tensors(optimizer)), draft / OPTIMIZER)
         files = {name: _describe(draft / name) for name in (MODEL, OPTIMIZER)}
-        (draft / STATE).write_text(json.dumps({"step": step, **state, "files": files}, indent=1))
+        contents = {"step": step, **state, "files": files}
+        (draft / STATE).write_text(json.dumps({**contents, "sha256": _digest(contents)}, indent=1))
         for path in (*draft.iterdir(), draft):
             _flush(path)
         shutil.rmtree(final, ignore_errors=True)
@@ -67,17 +69,23 @@ def save(
 
 def complete(folder: Path) -> list[Path]:
     """Checkpoints in `folder`, oldest first."""
-    return sorted(path for path in folder.glob(f"{PREFIX}*") if (path / STATE).is_file())
+    named = [path for path in folder.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdecimal()]
+    return sorted((path for path in named if (path / STATE).is_file()), key=step_of)
 
 
-def prune(folder: Path, keep_last: int, keep_every: int | None) -> None:
-    """Delete all but the last `keep_last` checkpoints and those of steps that `keep_every` divides, and what a crash
-    left unfinished."""
-    for path in complete(folder)[:-keep_last]:
-        step = int(path.name.removeprefix(PREFIX))
-        if not keep_every or step % keep_every:
-            shutil.rmtree(path)
-    for path in folder.glob(f"{UNFINISHED}*"):
+def step_of(path: Path) -> int:
+    return int(path.name.removeprefix(PREFIX))
+
+
+def prune(folder: Path, step: int, keep_last: int, keep_every: int | None) -> None:
+    """After the checkpoint of `step`, delete all but the last `keep_last` and those of steps that `keep_every` divides.
+
+    What a crash left unfinished goes as well, and so do later steps: they were damaged, and the run went back.
+    """
+    found = complete(folder)
+    past = [path for path in found if step_of(path) <= step]
+    old = [path for path in past[:-keep_last] if not keep_every or step_of(path) % keep_every]
+    for path in [*old, *(path for path in found if path not in past), *folder.glob(f"{UNFINISHED}*")]:
         shutil.rmtree(path)
 
 
@@ -89,6 +97,8 @@ def read_state(path: Path) -> dict[str, Any]:
     """
     try:
         state = json.loads((path / STATE).read_text())
+        if state.pop("sha256", None) != _digest(state):
+            raise CheckpointError(f"{path / STATE} is damaged: its contents have another SHA-256 than was written")
         for name, described in state["files"].items():
             if not (path / name).is_file():
                 raise CheckpointError(f"{path / name} is missing")
@@ -179,9 +189,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
         name, entry = key.rsplit(":", 1)
         entries.setdefault(name, {})[entry] = value
     named = dict(_named(optimizer))
-    if entries and entries.keys() != named.keys():
-        differ = sorted(entries.keys() ^ named.keys())
-        raise CheckpointError(f"optimiser state and parameters differ in {len(differ)} names: {differ[:3]}")
+    unknown = sorted(entries.keys() - named.keys())  # a parameter without an entry never had a gradient
+    if unknown:
+        raise CheckpointError(f"the optimiser's state names {len(unknown)} unknown parameters: {unknown[:3]}")
     for name, state in entries.items():
         parameter = named[name]
         optimizer.state[parameter] = {entry: value.to(parameter.device) for entry, value in state.items()}
@@ -200,6 +210,10 @@ def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         out[name] = tensor.clone() if tensor.data_ptr() in written else tensor.contiguous()
         written.add(tensor.data_ptr())
     return out
+
+
+def _digest(contents: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()
 
 
 def _describe(path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +19,10 @@ from jepa import seeding
 from jepa.assemble import build_schedule, fitting_grid, fitting_masker, input_size
 from jepa.build import build, build_model
 from jepa.data.base import SampleDataset
+from jepa.data.batches import MAX_CONSECUTIVE_UNREADABLE
 from jepa.model import JEPA
 from jepa.recipe import TrainSettings
-from jepa.types import Indices, JepaBatch, Masks, Task, View
+from jepa.types import Indices, JepaBatch, Masks, Task, UnreadableSample, View
 
 SAMPLES = 32  # of which tokens, arithmetic and memory are estimated
 
@@ -58,8 +60,7 @@ def describe(recipe: Mapping[str, Any]) -> str:
     masker = fitting_masker(recipe, grid)
     count = min(SAMPLES, settings.batch_size)
     drawn = masker.sample(count, grid, seeding.generator(recipe["seed"], seeding.Stream.MASK, 1))
-    channels = recipe["encoder"].get("in_chans", 3) if dataset is None else dataset[0].x.shape[0]
-    cost = step_cost(recipe, drawn, (channels, *shape), settings)
+    cost = step_cost(recipe, drawn, (channels_of(dataset, recipe), *shape), settings)
     return "\n".join(
         f"{name:<22}{value}" for name, value in rows(recipe, settings, model, grid, drawn, cost, steps, size)
     )
@@ -69,6 +70,15 @@ def known_dataset(recipe: Mapping[str, Any]) -> SampleDataset | None:
     """The dataset, unless its place is not given yet."""
     node = recipe["data"]["dataset"]
     return None if "root" in node and node["root"] is None else build(node, "data.dataset")
+
+
+def channels_of(dataset: SampleDataset | None, recipe: Mapping[str, Any]) -> int:
+    """Channels of the first sample that can be read; the encoder's where there is none."""
+    for i in range(0 if dataset is None else min(len(dataset), MAX_CONSECUTIVE_UNREADABLE)):
+        assert dataset is not None
+        with suppress(UnreadableSample):
+            return dataset[i].x.shape[0]
+    return recipe["encoder"].get("in_chans", 3)
 
 
 def count_parameters(module: nn.Module | None) -> int:

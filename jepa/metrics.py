@@ -11,6 +11,10 @@ from pathlib import Path
 from typing import Any
 
 
+class MetricsError(ValueError):
+    """A metrics file holds something else."""
+
+
 class MetricsFile:
     """Appends rows; after a crash, forgets those that the resumed run will write again.
 
@@ -39,16 +43,16 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Rows of a metrics file; a last line that a crash cut off is left out.
 
     Raises:
-        ValueError: another line cannot be read.
+        MetricsError: another line cannot be read.
     """
     rows: list[dict[str, Any]] = []
-    lines = path.read_text().splitlines()
+    lines = path.read_text(errors="replace").splitlines()
     for number, line in enumerate(lines, start=1):
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError as error:
             if number < len(lines):
-                raise ValueError(f"{path}, line {number} cannot be read: {error}") from error
+                raise MetricsError(f"{path}, line {number} cannot be read: {error}") from error
     return rows
 
 

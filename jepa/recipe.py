@@ -5,20 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from yaml import YAMLError
 
-from jepa.build import TARGET, RecipeError, convert, locate, nearest, parameters, refuse_unknown
+from jepa.build import TARGET, RecipeError, annotations, convert, locate, nearest, parameters, refuse_unknown
 
 PARTS = ("encoder", "predictor", "masker", "target", "criterion", "model")
 KEYS = ("recipe", "seed", "run_dir", "dry_run", "data", *PARTS, "regularizers", "optim", "train")
-DATA_KEYS = ("size", "root", "workers", "dataset", "transform", "eval_transform", "batch_transform")
+LENGTHS = ("warmup", "total")  # of a schedule
 
 # Keys that do not change what is learned: a run may be continued with other values.
 FREE_KEYS = (
@@ -28,6 +28,8 @@ FREE_KEYS = (
     "data.workers",
     "data.dataset.root",
     "data.dataset.list_file",
+    "data.test_root",
+    "data.labelled",
     "train.accumulate",
     "train.compile",
     "train.log_every",
@@ -38,10 +40,52 @@ FREE_KEYS = (
 )
 
 
-class TrainSettings(BaseModel):
-    """The section `train` of a recipe. Lengths are optimiser steps unless said otherwise."""
+Node = Mapping[str, Any]
+Count = Annotated[int, Field(ge=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
+
+def _schedule(node: Any) -> Any:
+    if not isinstance(node, Mapping):
+        raise ValueError(f"a schedule has keys of its own, as in optim.lr.peak={node}")
+    return node
+
+
+ScheduleNode = Annotated[Node, BeforeValidator(_schedule)]
+
+
+class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+SectionT = TypeVar("SectionT", bound=Section)
+
+
+class DataSettings(Section):
+    """The section `data` of a recipe."""
+
+    size: Count | tuple[Count, ...]
+    root: str | None
+    test_root: str | None = None
+    workers: int = Field(ge=0)
+    dataset: Node
+    transform: Node | None
+    eval_transform: Node | None
+    batch_transform: Node
+    labelled: Node | None = Field(None, description="for probes: `train` and `test`; null: a part of `dataset`")
+
+
+class OptimSettings(Section):
+    """The section `optim` of a recipe: AdamW, with a schedule for each of its two rates."""
+
+    lr: ScheduleNode
+    weight_decay: ScheduleNode
+    betas: tuple[Beta, Beta]
+    eps: float = Field(ge=0)
+
+
+class TrainSettings(Section):
+    """The section `train` of a recipe. Lengths are optimiser steps unless said otherwise."""
 
     steps: int | None = Field(None, ge=1)
     epochs: float | None = Field(None, gt=0)
@@ -82,6 +126,8 @@ def find(name: str) -> Path:
         path = Path(name).expanduser().resolve()
         if not path.is_file():
             raise RecipeError(f"recipe={name}: no such file ({path})")
+        if path.suffix != ".yaml":
+            raise RecipeError(f"recipe={name}: the name of a recipe's file ends in .yaml")
         return path
     if name not in available():
         raise RecipeError(f"recipe={name!r} does not exist: {nearest(name, available())}")
@@ -98,7 +144,7 @@ def load_recipe(arguments: Sequence[str]) -> dict[str, Any]:
     if len(named) != 1:
         raise RecipeError(f"name one recipe, as in recipe={available()[0]}; there are: {', '.join(available())}")
     path = find(named[0])
-    overrides = [_override(a) for a in arguments if not a.startswith("recipe=")]
+    overrides = [_override(a, path.parent) for a in arguments if not a.startswith("recipe=")]
     config = _compose(path, overrides)
     changed = {o.lstrip("+").partition("=")[0] for o in overrides}
     _settle_lengths(config, changed)
@@ -115,6 +161,8 @@ def load_recipe(arguments: Sequence[str]) -> dict[str, Any]:
     assert isinstance(recipe, dict)
     named_values = {str(key): value for key, value in recipe.items()}
     check(named_values)
+    named_values["run_dir"] = str(Path(named_values["run_dir"]).expanduser())
+    named_values["dry_run"] = convert(named_values["dry_run"], bool, "dry_run")
     return {key: named_values[key] for key in KEYS}
 
 
@@ -128,14 +176,22 @@ def check(recipe: Mapping[str, Any]) -> None:
     absent = [key for key in KEYS if key not in recipe]
     if absent:
         raise RecipeError(f"the recipe lacks {absent[0]!r}")
-    refuse_unknown(recipe["data"], DATA_KEYS, "data")
-    refuse_unknown(recipe["optim"], ("lr", "weight_decay", "betas", "eps"), "optim")
+    convert(recipe["seed"], Annotated[int, Field(ge=0)], "seed")
+    convert(recipe["run_dir"], Annotated[str, Field(min_length=1)], "run_dir")
+    planning = convert(recipe["dry_run"], bool, "dry_run")
     train_settings(recipe)
-    convert(recipe["seed"], int, "seed")
-    convert(recipe["dry_run"], bool, "dry_run")
+    _section(DataSettings, recipe["data"], "data")
+    _section(OptimSettings, recipe["optim"], "optim")
+    convert(recipe["regularizers"], Mapping[str, Node], "regularizers")
     for where, node in _nodes(recipe):
-        valid = set(parameters(locate(node[TARGET], where))) - {"self"}
-        refuse_unknown([key for key in node if key != TARGET], valid, where)
+        target = locate(node[TARGET], where)
+        refuse_unknown([key for key in node if key != TARGET], parameters(target), where)
+        hints = annotations(target)
+        for key, value in node.items():
+            optional = planning or where.startswith("data.labelled.")
+            later = _is_node(value) or (key in LENGTHS and where.startswith("optim.")) or (value is None and optional)
+            if key in hints and not later:
+                convert(value, hints[key], f"{where}.{key}")
 
 
 def train_settings(recipe: Mapping[str, Any]) -> TrainSettings:
@@ -144,16 +200,25 @@ def train_settings(recipe: Mapping[str, Any]) -> TrainSettings:
     Raises:
         RecipeError: an unknown key or a value out of range.
     """
-    refuse_unknown(recipe["train"], TrainSettings.model_fields, "train")
-    try:
-        settings = TrainSettings.model_validate(recipe["train"])
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise RecipeError(f"train.{where}={first.get('input')!r}: {first['msg']}") from error
+    settings = _section(TrainSettings, recipe["train"], "train")
     if sum(value is not None for value in (settings.steps, settings.epochs, settings.samples)) != 1:
         raise RecipeError("give the length of the run as exactly one of train.steps, train.epochs, train.samples")
     return settings
+
+
+def _section(model: type[SectionT], node: Any, where: str) -> SectionT:
+    if not isinstance(node, Mapping):
+        raise RecipeError(
+            f"{where}={node!r} is a section: give its keys, as in {where}.{next(iter(model.model_fields))}="
+        )
+    refuse_unknown(node, model.model_fields, where)
+    try:
+        return model.model_validate(node)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"] if part in model.model_fields)
+        given = first["input"] if key in node else "(nothing)"
+        raise RecipeError(f"{where}.{key}={given!r}: {first['msg']}") from error
 
 
 def total_steps(settings: TrainSettings, dataset_size: int | None) -> int:
@@ -175,7 +240,7 @@ def length(value: int | str, where: str, *, steps: int, batch_size: int, dataset
     Raises:
         RecipeError: it is none of these.
     """
-    if isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value
     match = re.fullmatch(r"\s*([0-9.eE+]+)\s*(steps|samples|epochs|%)\s*", str(value))
     if not match:
@@ -218,16 +283,18 @@ def read(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in recipe.items()}
 
 
-def _override(argument: str) -> str:
-    """Any key may be overridden; keys that nothing knows are refused later, with the nearest name."""
+def _override(argument: str, beside: Path) -> str:
+    """Any key may be overridden; keys that nothing knows are refused later, with the nearest name.
+
+    Groups are the shipped ones and those beside the recipe.
+    """
     key, equals, value = argument.partition("=")
     if not equals and not key.startswith("~"):
         raise RecipeError(f"{argument!r} is not of the form key=value")
-    group = recipes_dir() / key
     if key.startswith(("~", "+")):
         return argument
-    if "." not in key and group.is_dir():
-        names = [path.stem for path in group.glob("*.yaml")]
+    names = {path.stem for folder in (recipes_dir(), beside) for path in (folder / key).glob("*.yaml")}
+    if key in KEYS and names:
         if value not in names:
             raise RecipeError(f"{argument}: there is no such {key}; {nearest(value, names)}")
         return argument
@@ -265,14 +332,20 @@ def _fit_replaced_parts(config: DictConfig, changed: set[str]) -> None:
     replaced |= {key for key in changed if key in PARTS}
     for where in sorted(replaced):
         node = OmegaConf.select(config, where)
-        known = set(parameters(locate(node[TARGET], where)))
+        if not _is_node(node):
+            continue
+        known = parameters(locate(node[TARGET], where))
         for name in [n for n in node if n != TARGET and n not in known and f"{where}.{n}" not in changed]:
             del node[name]
 
 
+def _is_node(value: Any) -> bool:
+    return isinstance(value, Mapping) and isinstance(value.get(TARGET), str)
+
+
 def _nodes(node: Any, where: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
     if isinstance(node, Mapping):
-        if TARGET in node:
+        if _is_node(node):
             yield where, node
         for key, value in node.items():
             yield from _nodes(value, f"{where}.{key}" if where else str(key))

@@ -12,9 +12,10 @@ import fcntl
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
@@ -25,13 +26,14 @@ from jepa.assemble import assemble
 from jepa.build import RecipeError, nearest
 from jepa.data.base import DataError
 from jepa.dry_run import describe
+from jepa.metrics import MetricsError
 from jepa.pictures import mask_sheet
 from jepa.recipe import TrainSettings
 from jepa.trainer import NonFiniteLoss, Trainer
 
 log = logging.getLogger("jepa")
 
-ERRORS = (RecipeError, DataError, checkpoint.CheckpointError, NonFiniteLoss)
+ERRORS = (RecipeError, DataError, checkpoint.CheckpointError, MetricsError, NonFiniteLoss, OSError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,9 +50,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             pretrain(recipe)
     except ERRORS as error:
         rank = os.environ.get("RANK")
-        print(f"error{f' (process {rank})' if rank else ''}: {error}", file=sys.stderr)
+        print(f"error{f' (process {rank})' if rank else ''}: {said(error)}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     return 0
+
+
+def said(error: BaseException) -> str:
+    """The message of an error; of one that a data worker raised, without the worker's traceback."""
+    message = str(error)
+    return message.strip().splitlines()[-1].partition(": ")[2] if "Original Traceback" in message else message
 
 
 def pretrain(recipe: Mapping[str, Any]) -> None:
@@ -58,21 +69,23 @@ def pretrain(recipe: Mapping[str, Any]) -> None:
     settings = recipes.train_settings(recipe)
     run_dir = Path(recipe["run_dir"])
     accelerator = make_accelerator(settings, run_dir)
-    try:
+    with ExitStack() as stack:
+        stack.callback(accelerator.end_training)
         with accelerator.main_process_first():  # others read what the first has checked and written
-            lock = claim(run_dir, recipe, write=accelerator.is_main_process)
+            stack.enter_context(claimed(run_dir, recipe, write=accelerator.is_main_process))
         trainer = assemble(recipe, settings, accelerator)
         start = trainer.resume()
-        if accelerator.is_main_process:
-            introduce(recipe, settings, trainer, start)
-            if settings.trackers:
-                accelerator.init_trackers("jepa", config={k: str(v) for k, v in recipes.flat(recipe)})
-        finished = start == trainer.plan.steps or trainer.fit()
+        if start == trainer.plan.steps:
+            finished = True
+            log.info("%s is finished: nothing to do", run_dir)
+        else:
+            if accelerator.is_main_process:
+                introduce(recipe, settings, trainer, start)
+                if settings.trackers:
+                    accelerator.init_trackers("jepa", config={k: str(v) for k, v in recipes.flat(recipe)})
+            finished = trainer.fit()
         if accelerator.is_main_process:
             conclude(run_dir, trainer, finished)
-            lock.close()
-    finally:
-        accelerator.end_training()
 
 
 def make_accelerator(settings: TrainSettings, run_dir: Path) -> Accelerator:
@@ -101,43 +114,46 @@ def make_accelerator(settings: TrainSettings, run_dir: Path) -> Accelerator:
     return accelerator
 
 
-def claim(run_dir: Path, recipe: Mapping[str, Any], *, write: bool) -> TextIO:
-    """Make the run directory this process's own and store the recipe in it.
-
-    Returns:
-        the lock, to be held as long as the run lasts.
+@contextmanager
+def claimed(run_dir: Path, recipe: Mapping[str, Any], *, write: bool) -> Iterator[None]:
+    """Inside, the run directory is this process's own and holds the recipe.
 
     Raises:
         RecipeError: it cannot be written, another process trains in it, or it holds a run of another recipe.
     """
-    stored = run_dir / "recipe.yaml"
+    stored, metrics = run_dir / "recipe.yaml", run_dir / "metrics.jsonl"
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         lock = (run_dir / ".lock").open("a")
-        if write:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise RecipeError(f"another process trains in {run_dir}: wait for it, or give another run_dir") from error
     except OSError as error:
         raise RecipeError(f"run_dir={run_dir} cannot be written: {error.strerror}: {error.filename}") from error
-    if stored.exists():
-        differ = recipes.difference(recipes.read(stored), recipe)
+    with lock:
+        try:
+            if write:
+                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, not held by orphaned data workers
+        except BlockingIOError as error:
+            raise RecipeError(f"another process trains in {run_dir}: wait for it, or give another run_dir") from error
+        begun = checkpoint.complete(run_dir / "checkpoints") or (metrics.exists() and metrics.stat().st_size)
+        differ = recipes.difference(recipes.read(stored), recipe) if begun and stored.exists() else []
         if differ:
             shown = "\n  ".join(differ[:12])
             raise RecipeError(
                 f"{run_dir} holds a run of another recipe. Give another run_dir, or the same values. "
                 f"They differ in (stored -> new):\n  {shown}"
             )
-    elif write:
-        draft = stored.with_suffix(".draft")
-        recipes.write(recipe, draft)
-        draft.replace(stored)
-    return lock
+        if write and not (begun and stored.exists()):
+            draft = stored.with_suffix(".draft")
+            recipes.write(recipe, draft)
+            draft.replace(stored)
+        yield
 
 
 def introduce(recipe: Mapping[str, Any], settings: TrainSettings, trainer: Trainer, start: int) -> None:
     plan, accelerator, size = trainer.plan, trainer.accelerator, len(trainer.batches.dataset)
-    mask_sheet(trainer.batches[0], trainer.batch_transform).save(plan.run_dir / "masks.png")
+    masks = plan.run_dir / "masks.png"
+    if len(trainer.batches.grid) == 2:
+        mask_sheet(trainer.batches[0], trainer.batch_transform).save(masks)
+        log.info("masks of the first batch: %s", masks)
     samples = plan.steps * settings.batch_size
     log.info(
         "%s: %s steps of %d samples = %s samples (%.1f epochs of %s), %s on %d x %s",
@@ -151,7 +167,6 @@ def introduce(recipe: Mapping[str, Any], settings: TrainSettings, trainer: Train
         accelerator.num_processes,
         accelerator.device.type,
     )
-    log.info("masks of the first batch: %s", plan.run_dir / "masks.png")
     if start:
         log.info("resumed after step %s of %s", f"{start:,}", f"{plan.steps:,}")
 
@@ -169,9 +184,9 @@ def conclude(run_dir: Path, trainer: Trainer, finished: bool) -> None:
         ("checkpoint", found[-1] if found else "none"),
         ("use it", f"jepa.load({str(run_dir)!r}).features(images)"),
     ]
-    if trainer.skipped:
-        rows.insert(1, ("skipped", f"{trainer.skipped} samples could not be read (named above)"))
-    print("\n".join(f"  {name:<11}{value}" for name, value in rows))
+    if trainer.skipped_by_all:
+        rows.insert(1, ("skipped", f"{trainer.skipped_by_all} samples could not be read (named above)"))
+    print("\n".join(f"  {name:<11}{value}" for name, value in rows if not isinstance(value, Path) or value.exists()))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ from jepa.types import JepaBatch, StepOutput
 log = logging.getLogger(__name__)
 
 Schedule = Callable[[int], float]
+
+ECHO_SECONDS = 3.0
 
 
 class NonFiniteLoss(RuntimeError):
@@ -115,7 +118,8 @@ class Trainer:
         self.model = accelerator.prepare(self.jepa)  # DDP and autocast around the same parameters
         self.step = 0
         self.stop_signal: str | None = None
-        self.skipped = 0
+        self.skipped = 0  # samples, by this process
+        self.skipped_by_all = 0  # as of the last time that the processes agreed
         self.metrics = MetricsFile(plan.run_dir / "metrics.jsonl", write=accelerator.is_main_process)
 
     def resume(self) -> int:
@@ -138,7 +142,9 @@ class Trainer:
             checkpoint.load(path, self.jepa, self.optimizer)
             for name, probe_state in state["probes"].items():
                 self._named_probes()[name].load_state_dict(probe_state)
-            self.step, self.skipped = state["step"], state["skipped"]
+            self.step = state["step"]
+            self.skipped_by_all = state["skipped"]
+            self.skipped = state["skipped"] if self.accelerator.is_main_process else 0
         self.accelerator.wait_for_everyone()
         self.metrics.truncate(self.step)
         return self.step
@@ -237,6 +243,7 @@ class Trainer:
         *sums, bad, stop, skipped = self.accelerator.reduce(numbers, reduction="sum").tolist()
         means = {name: total / self.accelerator.num_processes for name, total in zip(terms, sums, strict=True)}
         bad_step = int(first_bad.item()) or (self.step if bad else 0)
+        self.skipped_by_all = int(skipped)
         return Facts(means, bad_step, bool(stop), int(skipped))
 
     def _log(
@@ -268,6 +275,9 @@ class Trainer:
         bar.set_postfix(shown | ({"skipped": facts.skipped} if facts.skipped else {}))
 
     def _save(self, facts: Facts) -> None:
+        weights = [tensor for tensor in self.jepa.state_dict().values() if tensor.is_floating_point()]
+        if not torch.stack(torch._foreach_norm(weights)).isfinite().all():  # the last step lost them, after its loss
+            raise self._non_finite(self.step)
         if self.accelerator.is_main_process:
             state = {
                 "samples": self.step * self.batches.batch_size,
@@ -278,7 +288,7 @@ class Trainer:
                 "torch": torch.__version__,
             }
             path, size = checkpoint.save(self.plan.checkpoints, self.step, self.jepa, self.optimizer, state)
-            checkpoint.prune(self.plan.checkpoints, self.plan.keep_last, self.plan.keep_every)
+            checkpoint.prune(self.plan.checkpoints, self.step, self.plan.keep_last, self.plan.keep_every)
             log.info("checkpoint of step %d: %s (%s)", self.step, path, f"{size / 1e6:,.1f} MB")
         self.accelerator.wait_for_everyone()
 
@@ -301,12 +311,19 @@ class Trainer:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """SIGTERM and SIGINT ask for a checkpoint and an end at the next step; a second one ends at once."""
+        """SIGTERM and SIGINT ask for a checkpoint and an end at the next step; a second one ends at once.
+
+        A launcher passes on what the terminal has sent to every process already: that is not a second one.
+        """
+        asked = 0.0
 
         def ask(number: int, frame: FrameType | None) -> None:
+            nonlocal asked
             if self.stop_signal:
-                raise KeyboardInterrupt
-            self.stop_signal = signal.Signals(number).name
+                if time.monotonic() - asked > ECHO_SECONDS:
+                    raise KeyboardInterrupt
+                return
+            self.stop_signal, asked = signal.Signals(number).name, time.monotonic()
             log.warning("%s: writing a checkpoint, then stopping", self.stop_signal)
 
         before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
