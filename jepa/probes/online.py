@@ -11,11 +11,13 @@ from torch import Tensor
 
 from jepa.probes.knn import TEMPERATURE
 
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
 
 class OnlineKNN:
     """A queue of recent embeddings with their labels.
 
-    Older entries come from an older encoder: the score is a lower bound, and the tighter the more often batches are added.
+    Older entries come from an older encoder: the score is a lower bound, the tighter the more often batches are added.
 
     Args:
         size: embeddings that are kept.
@@ -45,11 +47,9 @@ class OnlineKNN:
         Raises:
             ValueError: the names of the labels changed, or their length is not B.
         """
-        usable = _classes(labels, len(x))
+        usable = self._usable(labels, len(x))
         if not usable:
             return
-        if len(self._x) and usable.keys() != self._labels.keys():
-            raise ValueError(f"labels were {sorted(self._labels)}, now they are {sorted(usable)}")
         own = torch.full((len(x),), -1, device=x.device) if index is None else index.to(x.device)
         if not len(self._x):
             self._x, self._index = x.new_empty(0, x.shape[1]), own[:0]
@@ -66,7 +66,7 @@ class OnlineKNN:
 
         Nothing before there are k neighbours for each; a sample's own earlier embeddings are left out.
         """
-        usable = _classes(labels, len(x))
+        usable = self._usable(labels, len(x))
         if not usable or not len(self._x):
             return {}
         cosine = F.normalize(x.float(), dim=-1) @ self._x.to(x.device).T
@@ -98,12 +98,12 @@ class OnlineKNN:
         """Go on from a `state_dict`."""
         self._x, self._index, self._labels = state["x"], state["index"], dict(state["labels"])
 
-
-def _classes(labels: Mapping[str, Tensor], samples: int) -> dict[str, Tensor]:
-    """The labels that are vectors of integers, as int64."""
-    kinds = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-    usable = {name: y.long() for name, y in labels.items() if y.ndim == 1 and y.dtype in kinds}
-    for name, y in usable.items():
-        if len(y) != samples:
-            raise ValueError(f"label {name!r} holds {len(y)} values for {samples} samples")
-    return usable
+    def _usable(self, labels: Mapping[str, Tensor], samples: int) -> dict[str, Tensor]:
+        """The labels that are vectors of integers, as int64."""
+        usable = {name: y.long() for name, y in labels.items() if y.ndim == 1 and y.dtype in _INTEGERS}
+        for name, y in usable.items():
+            if len(y) != samples:
+                raise ValueError(f"label {name!r} holds {len(y)} values for {samples} samples")
+        if usable and len(self._x) and usable.keys() != self._labels.keys():
+            raise ValueError(f"labels were {sorted(self._labels)}, now they are {sorted(usable)}")
+        return usable

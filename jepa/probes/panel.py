@@ -26,21 +26,18 @@ def _subset(total: int, most: int, device: torch.device) -> Tensor:
 def measure(intermediates: Mapping[str, Any], *, max_samples: int = 64, max_tokens: int = 512) -> dict[str, float]:
     """The named numbers of one step, each from at most so many samples and tokens of this process's share.
 
-    | name | of | |
-    |---|---|---|
-    | `target_rank`, `context_rank` | tokens | RankMe |
-    | `target_rank_share`, `context_rank_share` | tokens | RankMe / min(D, tokens used) |
-    | `target_std` | tokens | standard deviation over tokens, mean over dimensions |
-    | `target_cosine` | tokens | mean cosine between two tokens |
-    | `sample_cosine` | samples | mean cosine between two samples, each the mean of its target tokens |
-    | `position_share` | tokens | share of the target's variance explained by position alone |
-    | `agreement` | predictions | mean cosine with their target |
-    | `agreement_same_position` | predictions | with the target of another sample at that position: a predictor that uses
-      nothing but the position gets as much |
-    | `agreement_anywhere` | predictions | with any target token: a predictor that answers one vector gets as much |
-    | `agreement_gain` | predictions | (agreement - same position) / (1 - same position) |
+    - `target_rank`, `context_rank`: RankMe of tokens; `target_rank_share`, `context_rank_share`: of min(D, tokens used)
+    - `target_std`: standard deviation over target tokens, mean over dimensions
+    - `target_cosine`: mean cosine between two target tokens
+    - `sample_cosine`: mean cosine between two samples, each the mean of its target tokens
+    - `position_share`: share of the target tokens' variance explained by position alone
+    - `agreement`: mean cosine of predictions with their target
+    - `agreement_same_position`: with the target of another sample at that position. A predictor that uses nothing but
+      the position gets as much.
+    - `agreement_anywhere`: with any target token of the batch. A predictor that answers one vector gets as much.
+    - `agreement_gain`: (agreement - same position) / (1 - same position)
 
-    The last five need two samples and are left out otherwise. All are NaN if the embeddings are not finite.
+    The last six need two samples and are left out otherwise. All are NaN if the embeddings are not finite.
 
     Args:
         intermediates: of a `StepOutput`.

@@ -78,6 +78,8 @@ def ridge_probe(
     if train.x.ndim != 2 or not lambdas or min(lambdas) <= 0:
         raise ValueError(f"expected features (N, D), got {tuple(train.x.shape)}, and lambdas > 0, got {list(lambdas)}")
     (y, named), (y_test, _) = _table(train.y, names), _table(test.y, names)
+    if y.shape[1] != y_test.shape[1]:
+        raise ValueError(f"{y.shape[1]} training columns but {y_test.shape[1]} test columns")
     for column, name in enumerate(named):
         if (y[:, column] == y[0, column]).all():
             raise ValueError(f"column {name!r} is {float(y[0, column])} in all training samples: nothing to regress")

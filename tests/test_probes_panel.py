@@ -1,0 +1,259 @@
+"""The collapse panel: what it measures, what it remembers, and what it says of runs that collapse and that do not."""
+
+import io
+from collections.abc import Iterator
+from math import isnan, nan
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from jepa.encoders import ViT
+from jepa.losses import SmoothL1
+from jepa.model import JEPA
+from jepa.predictors import ViTPredictor
+from jepa.probes import CollapsePanel, Thresholds, judge, mean_cosine, measure, position_variance, rank_me
+from jepa.targets import EMA
+from jepa.types import Indices, JepaBatch, StepOutput, Task, Tokens, View
+
+
+def batches(steps: int, size: int = 32) -> Iterator[tuple[JepaBatch, Tensor]]:
+    """Four noisy prototypes, 16 x 16, with one block of 2 x 2 of the 4 x 4 patches to be predicted."""
+    rng = torch.Generator().manual_seed(1)
+    prototypes = torch.randn(4, 3, 16, 16, generator=rng)
+    rows = torch.arange(4)
+    for _ in range(steps):
+        y = torch.randint(0, 4, (size,), generator=rng)
+        x = prototypes[y] + 0.5 * torch.randn(size, 3, 16, 16, generator=rng)
+        top, left = torch.randint(0, 3, (2, size, 1), generator=rng).unbind(0)
+        inside = [(rows >= start) & (rows < start + 2) for start in (top, left)]
+        target = inside[0][:, :, None] & inside[1][:, None, :]
+        task = Task(View(x, Indices.from_maps(~target)), Indices.from_maps(target))
+        yield JepaBatch(View(x), [task]), y
+
+
+def train(panel: CollapsePanel, steps: int, spread_out: bool) -> None:
+    """A small run, measured at every fourth step; `spread_out` adds variance and covariance terms on the context."""
+    torch.manual_seed(0)
+    model = JEPA(
+        encoder=ViT(dim=32, depth=2, heads=4, patch_size=4),
+        predictor=ViTPredictor(embed_dim=32, dim=16, depth=1, heads=2),
+        target=EMA(start=0.9, end=0.9),
+        criterion=SmoothL1(),
+    )
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+    for step, (batch, y) in enumerate(batches(steps)):
+        output = model(batch)
+        loss = output.loss
+        if spread_out:
+            x = model.encoder(batch.tasks[0].context).x
+            covariance = torch.cov(x.T)
+            variance = covariance.diagonal()
+            loss = loss + F.relu(1 - (variance + 1e-4).sqrt()).mean()
+            loss = loss + 0.04 * (covariance.square().sum() - variance.square().sum()) / 32
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        model.update_target(0.9)
+        if step % 4 == 0:
+            panel.measure(output.intermediates, {"class": y})
+
+
+def test_a_run_made_to_collapse_is_called_collapsed():
+    panel = CollapsePanel()
+    train(panel, 88, spread_out=False)
+    assert panel.history[-1]["target_rank"] < 0.3 * panel.history[0]["target_rank"]
+    verdict = panel.verdict()
+    assert verdict.status == "collapsed"
+    assert verdict.advice
+    assert "one vector" in str(verdict)
+
+
+def test_a_run_that_learns_is_called_healthy():
+    panel = CollapsePanel()
+    train(panel, 88, spread_out=True)
+    assert panel.history[-1]["knn/class"] > 0.9 > 0.5 > panel.history[-1]["knn_chance/class"]
+    assert panel.verdict().status == "healthy", panel.verdict()
+
+
+def step(seed: int = 0, samples: int = 8, scale: float = 1.0) -> StepOutput:
+    """Random embeddings on a 2 x 3 grid, two target sets per sample."""
+    rng = torch.Generator().manual_seed(seed)
+    target = Tokens(torch.randn(samples * 6, 5, generator=rng), Indices.all(samples, (2, 3)))
+    maps = torch.rand(samples * 2, 2, 3, generator=rng) < 0.5
+    maps[:, 0, 0] = True
+    query = Indices.from_maps(maps)
+    prediction = Tokens(scale * target.at(query), query)
+    context = Tokens(torch.randn(samples * 6, 5, generator=rng), Indices.all(samples, (2, 3)))
+    task = {"context": context, "prediction": prediction, "query": query}
+    return StepOutput(torch.zeros(()), {}, {"target": target, "tasks": [task, task]})
+
+
+def test_measurements_are_those_of_the_diagnostics():
+    seen = step().intermediates
+    values = measure(seen)
+    target, context = seen["target"], seen["tasks"][0]["context"]
+    assert values["target_rank"] == rank_me(target.x)
+    assert values["context_rank_share"] == rank_me(context.x) / 5
+    assert values["target_std"] == pytest.approx(float(target.x.std(0, unbiased=False).mean()))
+    assert values["target_cosine"] == mean_cosine(target.x)
+    assert values["sample_cosine"] == pytest.approx(mean_cosine(target.dense().mean(1)))
+    assert values["position_share"] == position_variance(target.dense())
+    assert values["agreement"] == pytest.approx(1, abs=1e-6)
+
+
+def test_the_shuffled_baseline_keeps_the_position():
+    seen = step(samples=64).intermediates
+    assert abs(measure(seen)["agreement_same_position"]) < 0.2
+    table = torch.randn(6, 5, generator=torch.Generator().manual_seed(9))
+    seen["target"].x.copy_(table.repeat(64, 1))  # nothing but the position
+    for task in seen["tasks"]:
+        task["prediction"].x.copy_(seen["target"].at(task["query"]))
+    values = measure(seen)
+    assert values["position_share"] == pytest.approx(1, abs=1e-6)
+    assert values["agreement"] == pytest.approx(values["agreement_same_position"], abs=1e-6)
+    assert values["agreement_anywhere"] < 0.7
+    assert abs(values["agreement_gain"]) < 0.5  # of nothing left to gain
+
+
+def test_a_motion_is_compared_with_another_samples_target():
+    rng = torch.Generator().manual_seed(0)
+    target = Tokens(torch.randn(40, 5, generator=rng), Indices.all(40, (1,)))
+    task = {"context": target, "prediction": target, "query": torch.zeros(40, 3)}
+    values = measure({"target": target, "tasks": [task]})
+    assert values["agreement"] == pytest.approx(1, abs=1e-6)
+    assert abs(values["agreement_same_position"]) < 0.3
+
+
+def test_a_single_sample_and_broken_embeddings():
+    assert set(measure(step(samples=1).intermediates)) == {
+        "target_rank",
+        "target_rank_share",
+        "context_rank",
+        "context_rank_share",
+        "target_std",
+        "target_cosine",
+    }
+    broken = step().intermediates
+    broken["target"].x[3, 2] = nan
+    panel = CollapsePanel()
+    assert isnan(panel.measure(broken, {})["target_rank"])
+    assert panel.verdict().status == "collapsed"
+    assert "not finite" in str(panel.verdict())
+
+
+def embedded(x: Tensor) -> dict:
+    """Intermediates whose pooled target embeddings are `x` (B, D)."""
+    tokens = Tokens(x, Indices.all(len(x), (1,)))
+    return {"target": tokens, "tasks": [{"context": tokens, "prediction": tokens, "query": torch.zeros(len(x), 1)}]}
+
+
+def test_the_online_knn_never_classifies_a_sample_by_itself():
+    rng = torch.Generator().manual_seed(0)
+    x, y, index = torch.randn(400, 8, generator=rng), torch.randint(0, 4, (400,), generator=rng), torch.arange(400)
+    panel = CollapsePanel(k=1)
+    assert not any(name.startswith("knn") for name in panel.measure(embedded(x), {"y": y}, index))
+    # labels are random: only its own earlier embedding could tell
+    assert panel.measure(embedded(x), {"y": y}, index)["knn/y"] < 0.4
+    assert panel.measure(embedded(x), {"y": y})["knn/y"] == 1
+
+
+def test_the_online_knn_uses_integer_labels_and_forgets():
+    rng = torch.Generator().manual_seed(0)
+    labels = {"y": torch.arange(10) % 2, "size": torch.rand(10), "box": torch.zeros(10, 4, dtype=torch.long)}
+    panel = CollapsePanel(bank_size=20, k=3)
+    for _ in range(3):
+        panel.remember(embedded(torch.randn(10, 8, generator=rng)), labels)
+    values = panel.measure(embedded(torch.randn(10, 8, generator=rng)), labels)
+    assert {name for name in values if name.startswith("knn")} == {"knn/y", "knn_chance/y"}
+    assert values["knn_chance/y"] == 0.5
+    assert panel.state_dict()["knn"]["x"].shape == (20, 8)
+    with pytest.raises(ValueError, match="labels were"):
+        panel.measure(embedded(torch.randn(10, 8, generator=rng)), {"z": labels["y"]})
+    with pytest.raises(ValueError, match="'y' holds 10 values for 4 samples"):
+        panel.remember(embedded(torch.randn(4, 8, generator=rng)), labels)
+
+
+def test_a_resumed_panel_goes_on_exactly():
+    def go(panel: CollapsePanel, numbers: range) -> None:
+        for number in numbers:
+            samples = 1 if number == 2 else 8  # one measurement with fewer names
+            panel.measure(step(number, samples).intermediates, {"y": torch.arange(samples) % 3}, torch.arange(samples))
+
+    straight, first, second = (CollapsePanel(bank_size=16, k=2) for _ in range(3))
+    go(straight, range(8))
+    go(first, range(4))
+    file = io.BytesIO()
+    torch.save(first.state_dict(), file)
+    file.seek(0)
+    second.load_state_dict(torch.load(file, weights_only=True))
+    assert second.history == first.history
+    go(second, range(4, 8))
+    assert second.history == straight.history
+    assert "knn/y" in straight.history[-1]
+    fresh = CollapsePanel()
+    fresh.load_state_dict(CollapsePanel().state_dict())
+    assert fresh.history == []
+
+
+GOOD = {
+    "target_rank_share": 0.4,
+    "context_rank_share": 0.5,
+    "target_cosine": 0.2,
+    "position_share": 0.5,
+    "agreement_gain": 0.4,
+}
+START = {
+    "target_rank_share": 0.11,
+    "context_rank_share": 0.13,
+    "target_cosine": 0.7,
+    "position_share": 0.9,
+    "agreement_gain": 0.0,
+}
+
+
+@pytest.mark.parametrize(
+    ("changed", "status", "reason"),
+    [
+        ({}, "healthy", ""),
+        ({"target_rank_share": 0.06, "context_rank_share": 0.08, "target_cosine": 0.94}, "collapsed", "effective rank"),
+        ({"target_cosine": 0.99}, "collapsed", "one vector"),
+        ({"position_share": 0.97}, "collapsed", "position alone explains 97%"),
+        ({"position_share": 0.92}, "warning", "position alone still explains 92%"),
+        ({"position_share": 0.89}, "healthy", ""),  # high, but falling
+        ({"context_rank_share": 0.05}, "warning", "the context's effective rank is 5.0%"),
+        ({"target_cosine": 0.93}, "warning", "much alike"),
+        ({"agreement_gain": 0.0}, "warning", "hardly better than another sample's"),
+    ],
+)
+def test_verdicts(changed, status, reason):
+    history = [START] * 15 + [GOOD | changed] * 5
+    verdict = judge(history)
+    assert verdict.status == status
+    assert reason in str(verdict)
+    assert bool(verdict.advice) == (status != "healthy")
+    # one measurement that disagrees is enough to wait, and a short history is not judged
+    assert judge([*history[:-1], GOOD]).status == "healthy"
+    assert judge(history[1:]).status == "healthy"
+    assert judge(history[1:], Thresholds(warmup=19)).status == status
+
+
+def test_a_sudden_loss_of_rank_is_a_partial_collapse():
+    verdict = judge([START] * 5 + [GOOD] * 15 + [GOOD | {"target_rank_share": 0.15}] * 5)
+    assert verdict.status == "warning"
+    assert "fell from 40.0% to 15.0%" in str(verdict)
+
+
+def test_a_low_rank_that_grew_is_no_collapse():
+    wide = START | {"target_rank_share": 0.03}  # of many dimensions a new encoder uses a smaller share
+    assert judge([wide] * 15 + [GOOD | {"target_rank_share": 0.07}] * 5).status == "warning"
+
+
+def test_impossible_settings_are_refused():
+    with pytest.raises(ValueError, match="warmup=3 must cover"):
+        Thresholds(warmup=3)
+    with pytest.raises(ValueError, match="k=30"):
+        CollapsePanel(bank_size=20, k=30)
+    with pytest.raises(ValueError, match="max_samples=1"):
+        CollapsePanel(max_samples=1)
