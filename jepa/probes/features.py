@@ -1,0 +1,180 @@
+"""Frozen features of a labelled dataset, in the dataset's order, cached on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from jepa.interfaces import Encoder
+from jepa.types import Sample, UnreadableSample, View
+
+log = logging.getLogger(__name__)
+
+Transform = Callable[[Tensor], Tensor]
+PIXELS = 32  # side that raw inputs are averaged down to for their baseline
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """What probes work on.
+
+    Attributes:
+        x: by kind, (N, D) or (N, L, D).
+        labels: by name, (N, ...).
+        names: of the samples.
+    """
+
+    x: dict[str, Tensor]
+    labels: dict[str, Tensor]
+    names: list[str]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def take(self, rows: Tensor) -> Features:
+        return Features(
+            {kind: x[rows] for kind, x in self.x.items()},
+            {name: label[rows] for name, label in self.labels.items()},
+            [self.names[i] for i in rows.tolist()],
+        )
+
+
+class InOrder(Dataset[Sample | str]):
+    """Transformed samples in the dataset's order; an unreadable one is its own reason."""
+
+    def __init__(self, dataset: Any, transform: Transform | None, indices: Sequence[int]) -> None:
+        self.dataset, self.transform, self.indices = dataset, transform, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, i: int) -> Sample | str:
+        try:
+            sample = self.dataset[self.indices[i]]
+        except UnreadableSample as error:
+            return str(error)
+        return Sample(self.transform(sample.x), sample.labels, sample.name) if self.transform else sample
+
+
+def _keep(samples: list[Sample | str]) -> list[Sample | str]:
+    return samples
+
+
+@torch.inference_mode()
+def extract(
+    dataset: Any,
+    transform: Transform | None,
+    encode: Callable[[Tensor], dict[str, Tensor]],
+    *,
+    indices: Sequence[int] | None = None,
+    batch_size: int = 64,
+    workers: int = 0,
+    title: str = "features",
+) -> Features:
+    """Features of every readable sample.
+
+    Args:
+        dataset: raw samples.
+        transform: applied to each x; it must not be random.
+        encode: a batch (B, C, *size) as stacked -> features by kind, first axis B.
+        indices: of the samples to use; all by default.
+        batch_size, workers: of the loader.
+        title: for the progress bar.
+
+    Raises:
+        ValueError: no sample could be read.
+    """
+    chosen = range(len(dataset)) if indices is None else indices
+    items = InOrder(dataset, transform, chosen)
+    loader = DataLoader(items, batch_size=batch_size, num_workers=workers, collate_fn=_keep)
+    parts: list[dict[str, Tensor]] = []
+    read: list[Sample] = []
+    for found in tqdm(loader, desc=title, unit="batch", leave=False, dynamic_ncols=True):
+        samples = [sample for sample in found if isinstance(sample, Sample)]
+        for reason in found:
+            if isinstance(reason, str):
+                log.warning("skipped %s", reason)
+        if samples:
+            parts.append({k: v.float().cpu() for k, v in encode(torch.stack([s.x for s in samples])).items()})
+            read += [Sample(torch.empty(0), sample.labels, sample.name) for sample in samples]
+    if not read:
+        raise ValueError(f"none of {len(items)} samples could be read")
+    return Features(
+        {kind: torch.cat([part[kind] for part in parts]) for kind in parts[0]},
+        {n: torch.stack([torch.as_tensor(s.labels[n]) for s in read]) for n in read[0].labels},
+        [sample.name for sample in read],
+    )
+
+
+def encoder_features(encoder: Encoder, normalize: Callable[[Tensor], Tensor], *, tokens: bool) -> Callable:
+    """`encode` for an encoder: "last" and, where it shows its blocks, "last4", average-pooled; "tokens" on demand."""
+    device = next(encoder.parameters()).device
+
+    def encode(x: Tensor) -> dict[str, Tensor]:
+        view = View(normalize(x.to(device)))
+        try:
+            layers = encoder.features(view, (-4, -3, -2, -1))
+        except ValueError:  # fewer than four blocks, or none to show
+            layers = encoder.features(view, (-1,))
+        pooled = [layer.dense().mean(1) for layer in layers]
+        found = {"last": pooled[-1]} | ({"last4": torch.cat(pooled, dim=1)} if len(pooled) == 4 else {})
+        return found | ({"tokens": layers[-1].dense()} if tokens else {})
+
+    return encode
+
+
+def pixel_features(normalize: Callable[[Tensor], Tensor]) -> Callable[[Tensor], dict[str, Tensor]]:
+    """`encode` for the raw-input baseline: normalised inputs, averaged down to 32 cells an axis, flattened."""
+
+    def encode(x: Tensor) -> dict[str, Tensor]:
+        x = normalize(x)
+        pool: Callable = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)[x.ndim - 3]
+        return {"last": pool(x, tuple(min(PIXELS, size) for size in x.shape[2:])).flatten(1)}
+
+    return encode
+
+
+def cached(folder: Path, key: Mapping[str, Any], make: Callable[[], Features]) -> Features:
+    """Features from `folder` if they were made there with the same key, else made and kept."""
+    text = json.dumps(key, sort_keys=True, default=str)
+    path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:20]}.safetensors"
+    if path.is_file():
+        try:
+            return _read(path)
+        except (SafetensorError, OSError, KeyError) as error:
+            log.warning("%s cannot be read (%s): made again", path, error)
+    features = make()
+    folder.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".draft")
+    tensors = {f"x/{k}": v for k, v in features.x.items()} | {f"labels/{k}": v for k, v in features.labels.items()}
+    save_file(
+        {name: tensor.contiguous() for name, tensor in tensors.items()},
+        draft,
+        metadata={"names": json.dumps(features.names), "key": text},
+    )
+    draft.replace(path)
+    return features
+
+
+def _read(path: Path) -> Features:
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        names = json.loads(file.metadata()["names"])
+    parts: dict[str, dict[str, Tensor]] = {"x": {}, "labels": {}}
+    for name, tensor in tensors.items():
+        group, kind = name.split("/", 1)
+        parts[group][kind] = tensor
+    return Features(parts["x"], parts["labels"], names)
