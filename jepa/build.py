@@ -102,7 +102,7 @@ def parameters(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     return {name: parameter for name, parameter in signature.items() if parameter.kind not in anything}
 
 
-def annotations(target: Callable[..., Any]) -> Mapping[str, Any]:
+def argument_types(target: Callable[..., Any]) -> Mapping[str, Any]:
     """Types of the arguments; none where they cannot be resolved, as with imports made for a type checker only."""
     try:
         return typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
@@ -140,7 +140,7 @@ def bind(target: Callable[..., Any], arguments: Mapping[str, Any], where: str, g
     signature = parameters(target)
     given = set(given)
     refuse_unknown(arguments, set(signature) - given, where)
-    hints = annotations(target)
+    hints = argument_types(target)
     missing = [
         name
         for name, parameter in signature.items()

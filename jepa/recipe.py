@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from yaml import YAMLError
 
-from jepa.build import TARGET, RecipeError, annotations, convert, locate, nearest, parameters, refuse_unknown
+from jepa.build import TARGET, RecipeError, argument_types, convert, locate, nearest, parameters, refuse_unknown
 
 PARTS = ("encoder", "predictor", "masker", "target", "criterion", "model")
 KEYS = ("recipe", "seed", "run_dir", "dry_run", "data", *PARTS, "regularizers", "optim", "train")
@@ -147,7 +149,11 @@ def load_recipe(arguments: Sequence[str]) -> dict[str, Any]:
     overrides = [_override(a, path.parent) for a in arguments if not a.startswith("recipe=")]
     config = _compose(path, overrides)
     changed = {o.lstrip("+").partition("=")[0] for o in overrides}
-    _settle_lengths(config, changed)
+    own = {
+        key for key, _ in flat(OmegaConf.to_container(OmegaConf.load(path)))
+    }  # of the file, not of what it starts from
+    _settle_lengths(config, changed, own)
+    _fit_replaced_parts(config, own)
     _fit_replaced_parts(config, changed)
     missing = [key for key, value in flat(OmegaConf.to_container(config, resolve=False)) if value == "???"]
     if missing and not config.get("dry_run"):
@@ -186,7 +192,7 @@ def check(recipe: Mapping[str, Any]) -> None:
     for where, node in _nodes(recipe):
         target = locate(node[TARGET], where)
         refuse_unknown([key for key in node if key != TARGET], parameters(target), where)
-        hints = annotations(target)
+        hints = argument_types(target)
         for key, value in node.items():
             optional = planning or where.startswith("data.labelled.")
             later = _is_node(value) or (key in LENGTHS and where.startswith("optim.")) or (value is None and optional)
@@ -298,36 +304,41 @@ def _override(argument: str, beside: Path) -> str:
         if value not in names:
             raise RecipeError(f"{argument}: there is no such {key}; {nearest(value, names)}")
         return argument
-    return f"++{argument}"
+    text = value.replace("'", "\\'")
+    for readable in (f"++{argument}", f"++{key}='{text}'"):  # what is not Hydra's grammar is text: a path, say
+        with suppress(HydraException):
+            if not OverridesParser.create().parse_override(readable).is_sweep_override():
+                return readable
+    raise RecipeError(f"{argument!r} is not of the form key=value")
 
 
 def _compose(path: Path, overrides: list[str]) -> DictConfig:
-    search = [] if path.parent == recipes_dir() else [f"hydra.searchpath=[file://{recipes_dir()}]"]
+    search = [] if path.parent == recipes_dir() else [f"hydra.searchpath=['file://{recipes_dir()}']"]
     try:
         with initialize_config_dir(str(path.parent), version_base="1.3"):
-            config = compose(path.stem, overrides=[f"++recipe={path.stem}", *overrides, *search])
+            config = compose(path.stem, overrides=[f"++recipe='{path.stem}'", *overrides, *search])
     except MissingConfigException as error:
         raise RecipeError(f"{path.name}: {str(error).splitlines()[0]}") from error
     except YAMLError as error:
         raise RecipeError(f"{path.name} is not valid YAML: {' '.join(str(error).split())}") from error
     except (HydraException, OmegaConfBaseException) as error:
-        raise RecipeError(f"{path.name} with {' '.join(overrides)}: {str(error).splitlines()[0]}") from error
+        raise RecipeError(f"{path.name}: {str(error).splitlines()[0]}") from error
     OmegaConf.set_struct(config, False)
     return config
 
 
-def _settle_lengths(config: DictConfig, changed: set[str]) -> None:
-    """A length on the command line replaces the recipe's, whatever unit that was in."""
+def _settle_lengths(config: DictConfig, *layers: set[str]) -> None:
+    """A length on the command line, or else in the recipe's own file, replaces others, whatever unit they are in."""
     names = ("steps", "epochs", "samples")
-    given = [name for name in names if f"train.{name}" in changed]
-    if given and "train" in config:
-        for name in names:
-            if name not in given:
-                config.train[name] = None
+    for changed in layers:
+        given = [name for name in names if f"train.{name}" in changed]
+        if given and isinstance(config.get("train"), DictConfig):
+            config.train.update({name: None for name in names if name not in given})
+            return
 
 
 def _fit_replaced_parts(config: DictConfig, changed: set[str]) -> None:
-    """A part replaced on the command line keeps of the recipe's arguments those that its signature knows."""
+    """A part that replaces another keeps of the other's arguments those that its own signature knows."""
     replaced = {key.removesuffix(f".{TARGET}") for key in changed if key.endswith(f".{TARGET}")}
     replaced |= {key for key in changed if key in PARTS}
     for where in sorted(replaced):

@@ -1,0 +1,184 @@
+"""Every shipped recipe fits the code; recipes of one's own, overrides and lengths."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from jepa import build, dry_run
+from jepa import recipe as recipes
+from tests.tiny import TINY
+
+GROUP_FILES = [*sorted(recipes.recipes_dir().glob("*/*.yaml")), recipes.recipes_dir() / "base.yaml"]
+PUBLISHED_PARAMETERS = {
+    "ijepa_vith14": "630,434,560",
+    "ijepa_vith16_448": "630,664,960",
+    "ijepa_vitl16": "303,098,880",
+    "ijepa_vitb16": "85,646,592",
+}
+
+
+@cache
+def described(name: str) -> dict[str, str]:
+    text = dry_run.describe(recipes.load_recipe([f"recipe={name}", "dry_run=true"]))
+    return {line[:22].strip(): line[22:] for line in text.splitlines()}
+
+
+@pytest.mark.parametrize("name", recipes.available())
+def test_every_recipe_has_a_dry_run_without_data(name: str) -> None:
+    table = described(name)
+    assert table["recipe"] == name
+    assert table["encoder"].startswith(PUBLISHED_PARAMETERS.get(name, ""))
+    for row in ("predictor", "grid", "task 1", "steps", "samples", "FLOPs per sample", "memory, fixed"):
+        assert any(digit in table[row] for digit in "123456789"), row
+
+
+def test_dry_run_of_the_flagship() -> None:
+    table = described("ijepa_vith14")
+    assert table["target encoder"] == "630,434,560 parameters"
+    assert table["predictor"].startswith("22,2")
+    assert table["steps"] == "187,500 of 2,048 samples"
+    assert table["samples"] == "384,000,000"
+
+
+@pytest.mark.parametrize("path", GROUP_FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_group_fits_its_signatures(path: Path) -> None:
+    raw = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    nodes = list(recipes._nodes(raw))
+    assert nodes
+    for where, node in nodes:
+        target = build.locate(node[build.TARGET], where, trust=())
+        build.refuse_unknown([key for key in node if key != build.TARGET], build.parameters(target), where)
+        hints = build.argument_types(target)
+        for key, value in node.items():
+            written_out = not recipes._is_node(value) and "${" not in str(value) and key not in recipes.LENGTHS
+            if key in hints and written_out:
+                build.convert(value, hints[key], f"{where}.{key}")
+
+
+def settled(*arguments: str) -> dict[str, Any]:
+    return recipes.load_recipe([*TINY, *arguments])
+
+
+def test_every_recipe_has_the_promised_keys() -> None:
+    for name in recipes.available():
+        recipe = recipes.load_recipe([f"recipe={name}", "dry_run=true"])
+        assert {"seed", "run_dir", "dry_run"} <= recipe.keys()
+        assert {"root", "workers"} <= recipe["data"].keys()
+        assert {"batch_size", "precision", "compile", "log_every", "checkpoint_every"} <= recipe["train"].keys()
+        for part in ("encoder", "predictor", "masker", "target", "criterion"):
+            assert recipe[part]["_target_"].startswith("jepa.")
+
+
+@pytest.mark.parametrize(
+    ("argument", "path", "value"),
+    [
+        ("seed=7", ("seed",), 7),
+        ("data.root=/a b/(c),d=e's #1: [f]~", ("data", "root"), "/a b/(c),d=e's #1: [f]~"),
+        ("run_dir=some where/else", ("run_dir",), "some where/else"),
+        ("optim.lr.peak=3e-4", ("optim", "lr", "peak"), 3e-4),
+        ("optim.betas=[0.9,0.95]", ("optim", "betas"), [0.9, 0.95]),
+        ("target.start=0.99", ("target", "start"), 0.99),
+        ("data.dataset.count=50", ("data", "dataset", "count"), 50),
+        ("encoder.drop_path=0.1", ("encoder", "drop_path"), 0.1),
+        ("encoder.grid_size=[4,4]", ("encoder", "grid_size"), [4, 4]),
+        ("data.size=[32,48]", ("data", "dataset", "size"), [32, 48]),
+        ("train.precision=bf16", ("train", "precision"), "bf16"),
+        ("train.trackers=[tensorboard]", ("train", "trackers"), ["tensorboard"]),
+        ("data=digits", ("data", "dataset", "_target_"), "jepa.data.Digits"),
+        ("target._target_=jepa.targets.StopGradient", ("target",), {"_target_": "jepa.targets.StopGradient"}),
+    ],
+)
+def test_any_key_can_be_overridden(argument: str, path: tuple[str, ...], value: object) -> None:
+    found: Any = settled(argument)
+    for key in path:
+        found = found[key]
+    assert found == value
+
+
+def test_a_group_replaces_a_part() -> None:
+    masker = recipes.load_recipe(["recipe=ijepa_tiny", "masker=random_patches"])["masker"]
+    assert masker == {"_target_": "jepa.maskers.RandomPatches", "target_ratio": [0.6, 0.6], "targets": 1}
+
+
+def test_a_part_keeps_the_arguments_that_it_knows(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        "defaults: [ijepa_tiny, _self_]\ndata: {dataset: {_target_: jepa.data.Digits, size: 40}}\ntrain: {epochs: 3}\n"
+    )
+    recipe = recipes.load_recipe([f"recipe={tmp_path / 'mine.yaml'}"])
+    assert recipe["data"]["dataset"] == {"_target_": "jepa.data.Digits", "size": 40, "seed": 0, "split": "train"}
+    assert (recipe["train"]["steps"], recipe["train"]["epochs"]) == (None, 3)
+    longer = recipes.load_recipe([f"recipe={tmp_path / 'mine.yaml'}", "train.samples=99"])["train"]
+    assert (longer["steps"], longer["epochs"], longer["samples"]) == (None, None, 99)
+
+
+def test_home_is_found_in_run_dir() -> None:
+    assert settled("run_dir=~/run")["run_dir"] == str(Path.home() / "run")
+
+
+@pytest.mark.parametrize("given", ["steps", "epochs", "samples"])
+def test_length_on_the_command_line_replaces_the_recipes(given: str) -> None:
+    train = recipes.load_recipe(["recipe=ijepa_tiny", f"train.{given}=640"])["train"]
+    assert {name: train[name] for name in ("steps", "epochs", "samples") if train[name] is not None} == {given: 640}
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps"), [({"steps": 9}, 9), ({"samples": 39}, 4), ({"epochs": 2}, 20), ({"epochs": 0.01}, 1)]
+)
+def test_run_length_in_steps(settings: dict[str, float], steps: int) -> None:
+    chosen = recipes.TrainSettings.model_validate({"batch_size": 8, **settings})
+    assert recipes.total_steps(chosen, 80) == steps
+
+
+@pytest.mark.parametrize(
+    ("value", "steps"),
+    [(25, 25), ("7 steps", 7), ("10 %", 30), ("2.5%", 7), ("40 epochs", 400), ("3e2 samples", 37), ("1e+2 steps", 100)],
+)
+def test_lengths_in_any_unit(value: int | str, steps: int) -> None:
+    assert recipes.length(value, "optim.lr.warmup", steps=300, batch_size=8, dataset_size=80) == steps
+
+
+@pytest.mark.parametrize("value", [-1, True, 1.5, None, "soon", "3 weeks", "e steps", "1e400e steps", "-10 %"])
+def test_other_lengths_are_refused(value: Any) -> None:
+    with pytest.raises(build.RecipeError, match=r"optim\.lr\.warmup"):
+        recipes.length(value, "optim.lr.warmup", steps=300, batch_size=8, dataset_size=80)
+
+
+def test_recipe_of_ones_own_builds_on_the_shipped_ones(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("defaults: [ijepa_tiny, _self_]\nencoder: {depth: 2}\nseed: 5\n")
+    recipe = recipes.load_recipe([f"recipe={tmp_path / 'mine.yaml'}", "encoder.heads=2"])
+    assert recipe["recipe"] == "mine"
+    assert recipe["run_dir"] == "runs/mine"
+    assert (recipe["encoder"]["depth"], recipe["encoder"]["heads"], recipe["seed"]) == (2, 2, 5)
+    assert recipe["train"] == recipes.load_recipe(["recipe=ijepa_tiny"])["train"]
+
+
+def test_recipe_of_ones_own_brings_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "with space, comma=(and more)"
+    (folder / "encoder").mkdir(parents=True)
+    (folder / "encoder" / "wide.yaml").write_text("_target_: jepa.encoders.ViT\ndim: 64\ndepth: 1\nheads: 4\n")
+    (folder / "encoder" / "deep.yaml").write_text("_target_: jepa.encoders.ViT\ndim: 32\ndepth: 3\nheads: 2\n")
+    (folder / "mine.yaml").write_text(
+        "defaults: [base, {data: shapes}, {encoder: wide}, {predictor: vit}, "
+        "{masker: multiblock}, _self_]\ntrain: {steps: 2, batch_size: 4}\n"
+    )
+    monkeypatch.chdir(folder)
+    assert recipes.load_recipe(["recipe=mine.yaml"])["encoder"]["dim"] == 64
+    assert recipes.load_recipe(["recipe=./mine.yaml", "encoder=deep"])["encoder"]["depth"] == 3
+    assert recipes.load_recipe(["recipe=mine.yaml", "encoder=vit_tiny"])["encoder"]["dim"] == 192
+
+
+def test_a_stored_recipe_reads_back_equal(tmp_path: Path) -> None:
+    recipe = settled("optim.eps=1e-8", "encoder.mlp_ratio=4.363636363636363", "run_dir=a: b # c")
+    recipes.write(recipe, tmp_path / "recipe.yaml")
+    assert recipes.read(tmp_path / "recipe.yaml") == recipe
+    assert recipes.difference(recipes.read(tmp_path / "recipe.yaml"), recipe) == []
+
+
+def test_difference_names_keys_that_matter() -> None:
+    old, new = settled(), settled("data.workers=3", "train.log_every=7", "run_dir=x", "seed=1", "~encoder.drop_path")
+    assert recipes.difference(old, new) == ["seed: 0 -> 1", "encoder.drop_path: 0.0 -> (absent)"]

@@ -1,0 +1,42 @@
+"""A recipe that trains in well under a second, and what tests read from a run directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from jepa import checkpoint
+from jepa.metrics import read_metrics
+
+TINY = (
+    "recipe=ijepa_tiny",
+    "data.size=32",
+    "data.workers=0",
+    "encoder.dim=32",
+    "encoder.depth=1",
+    "encoder.heads=2",
+    "predictor.dim=32",
+    "predictor.depth=1",
+    "masker.min_context=1",
+    "train.steps=4",
+    "train.batch_size=8",
+    "train.log_every=1",
+)
+
+
+def losses(run_dir: Path) -> dict[int, float]:
+    """Loss of each logged step; a step that is logged twice is an error."""
+    rows = read_metrics(run_dir / "metrics.jsonl")
+    by_step = {row["step"]: row["loss"] for row in rows}
+    assert len(by_step) == len(rows)
+    return by_step
+
+
+def weights(run_dir: Path) -> dict[str, Tensor]:
+    """Of the newest checkpoint."""
+    return checkpoint.load_file(checkpoint.complete(run_dir / "checkpoints")[-1] / checkpoint.MODEL)
+
+
+def steps_kept(run_dir: Path) -> list[int]:
+    return [checkpoint.step_of(path) for path in checkpoint.complete(run_dir / "checkpoints")]
