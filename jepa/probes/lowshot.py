@@ -11,7 +11,8 @@ from jepa.probes.base import Labelled, Score
 from jepa.probes.linear import LinearSettings, linear_probe
 from jepa.probes.splits import label_draw
 
-SETTINGS = LinearSettings(splits=5)  # the few samples that can be held out say little: choose on five splits
+# the few samples that can be held out say little: choose on five splits
+SETTINGS = LinearSettings(min_steps=500, splits=5)
 
 
 @dataclass(frozen=True, eq=False)
