@@ -17,6 +17,7 @@ from jepa.data.base import SampleDataset
 from jepa.data.batches import Batches
 from jepa.interfaces import Encoder, Masker
 from jepa.optim import adamw
+from jepa.probes.watch import Watch
 from jepa.recipe import TrainSettings
 from jepa.seeding import Stream, key
 from jepa.trainer import Plan, Schedule, Trainer
@@ -79,6 +80,9 @@ def assemble(recipe: Mapping[str, Any], settings: TrainSettings, accelerator: Ac
             workers=data["workers"],
         ),
         compile=settings.compile,
+        probe=Watch(every=settings.watch_every, stop_on_collapse=settings.stop_on_collapse)
+        if settings.watch_every
+        else None,
     )
 
 

@@ -1,6 +1,6 @@
 """Checkpoints that are either complete or not there.
 
-A checkpoint is a folder `step_XXXXXXXX` with `model.safetensors`, `optimizer.safetensors` and `state.json`. It is
+A checkpoint is a folder `step_XXXXXXXX` with three safetensors files (model, optimizer, probe) and `state.json`. It is
 written under another name, flushed to the disk and renamed, so that a crash at any moment leaves the last complete one
 usable. `state.json` holds the size and SHA-256 of the other files, and the SHA-256 of its own contents: a byte that
 flipped is noticed before it is used.
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 log = logging.getLogger(__name__)
 
-MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+MODEL, OPTIMIZER, PROBE, STATE = "model.safetensors", "optimizer.safetensors", "probe.safetensors", "state.json"
 PREFIX, UNFINISHED = "step_", ".unfinished_"
 
 
@@ -33,9 +33,18 @@ class CheckpointError(RuntimeError):
 
 
 def save(
-    folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
+    folder: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: Mapping[str, Any],
+    probe: Mapping[str, Tensor],
 ) -> tuple[Path, int]:
     """Write the checkpoint of `step` into `folder`.
+
+    Args:
+        state: what JSON can hold, for `state.json`.
+        probe: tensors that a probe needs to go on.
 
     Returns:
         its path and its size in bytes.
@@ -49,7 +58,8 @@ def save(
         draft.mkdir(parents=True)
         save_file(_contiguous(model.state_dict()), draft / MODEL)
         save_file(_contiguous(optimizer_tensors(optimizer)), draft / OPTIMIZER)
-        files = {name: _describe(draft / name) for name in (MODEL, OPTIMIZER)}
+        save_file(_contiguous(probe), draft / PROBE)
+        files = {name: _describe(draft / name) for name in (MODEL, OPTIMIZER, PROBE)}
         contents = {"step": step, **state, "files": files}
         (draft / STATE).write_text(json.dumps({**contents, "sha256": _digest(contents)}, indent=1))
         for path in (*draft.iterdir(), draft):
@@ -133,14 +143,18 @@ def newest_usable(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     return None
 
 
-def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Load weights and optimiser state in place, every key accounted for.
+
+    Returns:
+        the probe's tensors.
 
     Raises:
         CheckpointError: keys or shapes differ from the model's.
     """
     load_weights(path / MODEL, model)
     load_optimizer(optimizer, load_file(path / OPTIMIZER))
+    return load_file(path / PROBE)
 
 
 def load_weights(path: Path, module: nn.Module, prefix: str = "") -> None:

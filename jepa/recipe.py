@@ -39,6 +39,8 @@ FREE_KEYS = (
     "train.keep_last",
     "train.keep_every",
     "train.trackers",
+    "train.watch_every",
+    "train.stop_on_collapse",
 )
 
 
@@ -102,6 +104,8 @@ class TrainSettings(Section):
     keep_last: int = Field(2, ge=1)
     keep_every: int | None = Field(None, ge=1)
     trackers: tuple[str, ...] = ()
+    watch_every: int | None = Field(20, ge=1, description="steps between looks for collapse; null: never")
+    stop_on_collapse: bool = False
 
 
 def recipes_dir() -> Path:

@@ -172,20 +172,23 @@ def introduce(recipe: Mapping[str, Any], settings: TrainSettings, trainer: Train
 
 
 def conclude(run_dir: Path, trainer: Trainer, finished: bool) -> None:
+    """Where everything is."""
     found = checkpoint.complete(trainer.plan.checkpoints)
-    rows = [
-        (
-            "state",
-            "finished" if finished else f"stopped after step {trainer.step}; the same command goes on from there",
-        ),
+    stopped = f"stopped after step {trainer.step} ({trainer.stop_reason}); the same command goes on from there"
+    rows: list[tuple[str, object]] = [("state", "finished" if finished else stopped)]
+    if trainer.skipped_by_all:
+        rows += [("skipped", f"{trainer.skipped_by_all} samples could not be read (named above)")]
+    if trainer.probe is not None:
+        rows += [("embeddings", ", ".join(f"{name} {value}" for name, value in trainer.probe.summary().items()))]
+    rows += [
         ("recipe", run_dir / "recipe.yaml"),
         ("metrics", run_dir / "metrics.jsonl"),
         ("masks", run_dir / "masks.png"),
         ("checkpoint", found[-1] if found else "none"),
+        ("probe it", f"python -m jepa.evaluate run={run_dir}"),
+        ("look at it", f"python -m jepa.report run={run_dir}"),
         ("use it", f"jepa.load({str(run_dir)!r}).features(images)"),
     ]
-    if trainer.skipped_by_all:
-        rows.insert(1, ("skipped", f"{trainer.skipped_by_all} samples could not be read (named above)"))
     print("\n".join(f"  {name:<11}{value}" for name, value in rows if not isinstance(value, Path) or value.exists()))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,15 +41,25 @@ class NonFiniteLoss(RuntimeError):
 
 
 class Probe(Protocol):
-    """Looks at training steps from outside: called every `every` steps, its numbers go into the metrics."""
+    """Looks at training steps from outside, in the main process only, at its share of the batch.
+
+    Attributes:
+        every: steps between its measurements.
+        stop: why the run should stop, if it should.
+    """
 
     every: int
+    stop: str | None
 
-    def __call__(self, step: int, output: StepOutput, batch: JepaBatch) -> Mapping[str, float]: ...
+    def __call__(self, step: int, output: StepOutput, batch: JepaBatch, *, due: bool) -> Mapping[str, float]:
+        """Called after every step; what it measures where that is `due` goes into the metrics."""
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def summary(self) -> Mapping[str, str]:
+        """A few words for the progress bar."""
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+    def state_dict(self) -> Mapping[str, Tensor]: ...
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -92,7 +102,7 @@ class Trainer:
         lr, weight_decay: schedules of the optimiser step.
         accelerator: device, processes and precision.
         plan: lengths and places.
-        probes: what looks on.
+        probe: looks on, if given.
     """
 
     def __init__(
@@ -107,9 +117,9 @@ class Trainer:
         accelerator: Accelerator,
         plan: Plan,
         compile: bool = False,
-        probes: Sequence[Probe] = (),
+        probe: Probe | None = None,
     ) -> None:
-        self.accelerator, self.plan, self.batches, self.probes = accelerator, plan, batches, list(probes)
+        self.accelerator, self.plan, self.batches, self.probe = accelerator, plan, batches, probe
         self.batch_transform, self.lr, self.weight_decay = batch_transform, lr, weight_decay
         self.jepa = model.to(accelerator.device).train()
         if compile:
@@ -117,7 +127,7 @@ class Trainer:
         self.optimizer = make_optimizer(self.jepa)
         self.model = accelerator.prepare(self.jepa)  # DDP and autocast around the same parameters
         self.step = 0
-        self.stop_signal: str | None = None
+        self.stop_reason: str | None = None
         self.skipped = 0  # samples, by this process
         self.skipped_by_all = 0  # as of the last time that the processes agreed
         self.metrics = MetricsFile(plan.run_dir / "metrics.jsonl", write=accelerator.is_main_process)
@@ -139,9 +149,9 @@ class Trainer:
                     f"the data changed since {path} was written (it was {state['fingerprint']}, it is "
                     f"{self.plan.fingerprint}): give back the same samples, or start anew with another run_dir"
                 )
-            checkpoint.load(path, self.jepa, self.optimizer)
-            for name, probe_state in state["probes"].items():
-                self._named_probes()[name].load_state_dict(probe_state)
+            seen = checkpoint.load(path, self.jepa, self.optimizer)
+            if self.probe is not None and seen:
+                self.probe.load_state_dict(seen)
             self.step = state["step"]
             self.skipped_by_all = state["skipped"]
             self.skipped = state["skipped"] if self.accelerator.is_main_process else 0
@@ -182,13 +192,13 @@ class Trainer:
                 loss = torch.stack(list(terms.values())).sum()
                 first_bad = torch.where((first_bad == 0) & ~loss.isfinite(), float(self.step), first_bad)
                 last = self.step == plan.steps
-                probes = [probe for probe in self.probes if last or self.step % probe.every == 0]
-                seen = self._look(probes, output, batch)
+                looking_due = self.probe is not None and (last or self.step % self.probe.every == 0)
+                seen = self._look(output, batch, looking_due)
                 bar.update(1)
-                logging_due = last or self.step == 1 or self.step % plan.log_every == 0 or bool(probes)
+                logging_due = last or self.step == 1 or self.step % plan.log_every == 0 or looking_due
                 saving_due = last or self.step % plan.checkpoint_every == 0
                 alone = self.accelerator.num_processes == 1
-                if not (logging_due or saving_due or (alone and self.stop_signal)):
+                if not (logging_due or saving_due or (alone and self.stop_reason)):
                     continue
                 facts = self._agree(terms, first_bad)  # the only place that waits for the device
                 if facts.bad_step:
@@ -228,17 +238,17 @@ class Trainer:
         self.jepa.update_target(momentum)
         return terms, output, batch, momentum
 
-    def _look(self, probes: Sequence[Probe], output: StepOutput, batch: JepaBatch) -> dict[str, float]:
-        """What the probes see in the main process's share of the batch."""
-        seen: dict[str, float] = {}
-        if self.accelerator.is_main_process:
-            for probe in probes:
-                seen |= probe(self.step, output, batch)
+    def _look(self, output: StepOutput, batch: JepaBatch, due: bool) -> Mapping[str, float]:
+        if self.probe is None or not self.accelerator.is_main_process:
+            return {}
+        seen = self.probe(self.step, output, batch, due=due)
+        if self.probe.stop and not self.stop_reason:
+            self.stop_reason = self.probe.stop
         return seen
 
     def _agree(self, terms: Mapping[str, Tensor], first_bad: Tensor) -> Facts:
         """What all processes know together: mean terms, whether one lost its numbers, was told to stop, skipped."""
-        mine = [*terms.values(), first_bad, self.stop_signal is not None, self.skipped]
+        mine = [*terms.values(), first_bad, self.stop_reason is not None, self.skipped]
         numbers = torch.stack([torch.as_tensor(x, dtype=torch.float32, device=first_bad.device) for x in mine])
         *sums, bad, stop, skipped = self.accelerator.reduce(numbers, reduction="sum").tolist()
         means = {name: total / self.accelerator.num_processes for name, total in zip(terms, sums, strict=True)}
@@ -272,6 +282,7 @@ class Trainer:
         self.metrics.append(row)
         self.accelerator.log({k: v for k, v in row.items() if k != "step"}, step=step)
         shown = {"loss": f"{facts.loss:.4f}", "samples/s": f"{rate:.0f}"}
+        shown |= self.probe.summary() if self.probe is not None and self.accelerator.is_main_process else {}
         bar.set_postfix(shown | ({"skipped": facts.skipped} if facts.skipped else {}))
 
     def _save(self, facts: Facts) -> None:
@@ -284,16 +295,13 @@ class Trainer:
                 "fingerprint": self.plan.fingerprint,
                 "skipped": facts.skipped,
                 "loss": facts.loss,
-                "probes": {name: probe.state_dict() for name, probe in self._named_probes().items()},
                 "torch": torch.__version__,
             }
-            path, size = checkpoint.save(self.plan.checkpoints, self.step, self.jepa, self.optimizer, state)
+            seen = self.probe.state_dict() if self.probe is not None else {}
+            path, size = checkpoint.save(self.plan.checkpoints, self.step, self.jepa, self.optimizer, state, seen)
             checkpoint.prune(self.plan.checkpoints, self.step, self.plan.keep_last, self.plan.keep_every)
             log.info("checkpoint of step %d: %s (%s)", self.step, path, f"{size / 1e6:,.1f} MB")
         self.accelerator.wait_for_everyone()
-
-    def _named_probes(self) -> dict[str, Probe]:
-        return {type(probe).__name__: probe for probe in self.probes}
 
     def _report_skipped(self, batch: JepaBatch) -> None:
         for line in batch.skipped:
@@ -319,12 +327,12 @@ class Trainer:
 
         def ask(number: int, frame: FrameType | None) -> None:
             nonlocal asked
-            if self.stop_signal:
+            if self.stop_reason:
                 if time.monotonic() - asked > ECHO_SECONDS:
                     raise KeyboardInterrupt
                 return
-            self.stop_signal, asked = signal.Signals(number).name, time.monotonic()
-            log.warning("%s: writing a checkpoint, then stopping", self.stop_signal)
+            self.stop_reason, asked = signal.Signals(number).name, time.monotonic()
+            log.warning("%s: writing a checkpoint, then stopping", self.stop_reason)
 
         before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
         try:

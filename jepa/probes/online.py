@@ -96,7 +96,7 @@ class OnlineKNN:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state_dict`."""
-        self._x, self._index, self._labels = state["x"], state["index"], dict(state["labels"])
+        self._x, self._index, self._labels = state["x"], state["index"], dict(state.get("labels", {}))
 
     def _usable(self, labels: Mapping[str, Tensor], samples: int) -> dict[str, Tensor]:
         """The labels that are vectors of integers, as int64."""

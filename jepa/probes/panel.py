@@ -163,8 +163,8 @@ class CollapsePanel:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state_dict`."""
-        columns = {name: column.tolist() for name, column in state["history"].items()}
-        measured = {name: column.tolist() for name, column in state["measured"].items()}
+        columns = {name: column.tolist() for name, column in state.get("history", {}).items()}
+        measured = {name: column.tolist() for name, column in state.get("measured", {}).items()}
         rows = len(next(iter(columns.values()), []))
         self.history = [{n: columns[n][i] for n in columns if measured[n][i]} for i in range(rows)]
         self.knn.load_state_dict(state["knn"])
