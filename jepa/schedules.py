@@ -11,7 +11,7 @@ from math import cos, pi
 
 @dataclass(frozen=True)
 class WarmupCosine:
-    """Linear from `start` to `peak` over `warmup` steps, then half a cosine to `end` at step `total`, `end` after it."""
+    """Linear from `start` to `peak` over `warmup` steps, half a cosine to `end` at step `total`, and `end` after."""
 
     start: float
     peak: float
