@@ -59,6 +59,19 @@ def test_padded_bounds_need_not_be_tight() -> None:
     assert relative_error(ours, plain_attention(*inputs, RAGGED)) <= 1e-6
 
 
+@pytest.mark.parametrize("lengths", [EQUAL, RAGGED])
+def test_half_precision_on_the_cpu(lengths: list[int]) -> None:
+    """Under autocast too: what goes in half comes out half, computed in single precision."""
+    inputs, layout = projections(sum(lengths), torch.bfloat16), layout_of(lengths)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours = output_and_gradients(lambda q, k, v: ragged_attention(q, k, v, layout), inputs)
+    exact = [t.detach().double().requires_grad_() for t in inputs]
+    plain = output_and_gradients(lambda q, k, v: plain_attention(q, k, v, lengths), exact)
+    for mine, theirs in zip(ours, plain, strict=True):
+        assert mine.dtype == torch.bfloat16
+        assert relative_error(mine, theirs) <= 1e-2  # bfloat16 keeps 8 bits
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="varlen attention runs on CUDA only")
 def test_varlen_equals_the_plain_formulation() -> None:
     layout = layout_of(RAGGED)

@@ -85,18 +85,27 @@ def ragged_attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout, backend: B
         (N, H, D / H)
     """
     backend = backend or choose_backend(q, layout)
-    if backend == "equal":
-        sequences = len(layout.lengths)
-        q, k, v = (t.view(sequences, layout.max_length, *t.shape[1:]).transpose(1, 2) for t in (q, k, v))
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1)
     if backend == "varlen":
         return _varlen(q, k, v, layout)
-    heads, width = q.shape[1:]
-    padded = q.new_zeros(3, len(layout.lengths) * layout.max_length, heads, width)
-    padded = padded.index_copy(1, layout.slots, torch.stack((q, k, v)))
-    q, k, v = padded.view(3, len(layout.lengths), layout.max_length, heads, width).transpose(2, 3).unbind(0)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=layout.mask)
+    sequences, longest = len(layout.lengths), layout.max_length
+    if backend == "equal":
+        q, k, v = (t.view(sequences, longest, *t.shape[1:]).transpose(1, 2) for t in (q, k, v))
+        return _sdpa(q, k, v).transpose(1, 2).flatten(0, 1)
+
+    def pad(t: Tensor) -> Tensor:  # (N, H, D / H) -> (S, H, max_length, D / H)
+        room = t.new_zeros(sequences * longest, *t.shape[1:])
+        return room.index_copy(0, layout.slots, t).view(sequences, longest, *t.shape[1:]).transpose(1, 2)
+
+    out = _sdpa(pad(q), pad(k), pad(v), layout.mask)
     return out.transpose(1, 2).flatten(0, 1).index_select(0, layout.slots)
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    if q.device.type == "cpu" and q.dtype in (torch.float16, torch.bfloat16):
+        # torch's backward in half precision takes two to three times as long there as the one in single precision
+        with torch.autocast("cpu", enabled=False):
+            return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask).to(q.dtype)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
 def _varlen(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
