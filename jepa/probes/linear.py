@@ -80,14 +80,19 @@ class LinearProbe:
 
     def logits(self, x: Tensor) -> Tensor:
         """(heads, n, K) for features `x` (n, D)."""
-        z = (x.to(self.mean) - self.mean) @ self.basis
-        return torch.baddbmm(self.bias[:, None], z.expand(len(self.weight), -1, -1), self.weight)
+        return _apply((x.to(self.mean) - self.mean) @ self.basis, self.weight, self.bias)
 
     def predict(self, x: Tensor) -> Tensor:
         """Classes (n,) by the first head."""
         check_features(x)
         first = LinearProbe(self.classes, self.mean, self.basis, self.weight[:1], self.bias[:1])
         return torch.cat([self.classes[first.logits(part)[0].argmax(1)] for part in x.split(8192)])
+
+
+def _apply(z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """z @ weight + bias for every head as one product: (n, R), (heads, R, K), (heads, K) -> (heads, n, K)."""
+    joint = torch.addmm(bias.flatten(), z, weight.transpose(0, 1).flatten(1))
+    return joint.view(len(z), *bias.shape).transpose(0, 1)
 
 
 def _standardise(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,6 +132,8 @@ def _train(
     """One head for each (learning rate, weight decay) of `grid`, all trained on the same batches."""
     classes, codes = class_codes(data.y)
     mean, basis = (t.to(device) for t in _standardise(data.x))
+    z = torch.cat([(part.to(mean) - mean) @ basis for part in data.x.split(8192)])
+    codes = codes.to(device)
     lrs = sorted({lr for lr, _ in grid})
     heads = [[i for i, (own, _) in enumerate(grid) if own == lr] for lr in lrs]  # of each learning rate
     decay = torch.tensor([grid[i][1] for members in heads for i in members], device=device)
@@ -137,12 +144,12 @@ def _train(
     for share, rows in _batches(len(data), settings, rng):
         for lr, group in zip(lrs, optimizer.param_groups, strict=True):
             group["lr"] = lr * share
-        probe = LinearProbe(classes, mean, basis, torch.cat(weights), torch.cat(biases))
-        logits = probe.logits(data.x[rows.to(data.x.device)].to(device))
-        target = codes[rows.to(codes.device)].to(device).repeat(len(grid))
+        rows = rows.to(device)
+        weight, bias = torch.cat(weights), torch.cat(biases)
+        logits = _apply(z[rows], weight, bias)
         # sums over heads: each gets the gradient of its own loss alone
-        loss = F.cross_entropy(logits.flatten(0, 1), target, reduction="sum") / len(rows)
-        loss = loss + 0.5 * (decay * probe.weight.square().sum((1, 2))).sum()
+        loss = F.cross_entropy(logits.flatten(0, 1), codes[rows].repeat(len(grid)), reduction="sum") / len(rows)
+        loss = loss + 0.5 * (decay * weight.square().sum((1, 2))).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
