@@ -186,7 +186,7 @@ def share_of_peak(samples: int = 128, rounds: int = 10) -> None:
             torch.cuda.synchronize()
             if number >= 3:
                 shares.append(100 * work[name] / (time.perf_counter() - start) / peak)
-        print(f"{f'ViT-H/14, {name} masks, % of matmul peak':40}{spread(shares)}   ({peak / 1e12:.0f} TFLOP/s)")
+        print(f"{f'ViT-H/14, {name} masks, % of peak':40}{spread(shares)}   ({peak / 1e12:.0f} TFLOP/s)")
 
 
 def main() -> None:
