@@ -154,7 +154,7 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict
     """
     load_weights(path / MODEL, model)
     load_optimizer(optimizer, load_file(path / OPTIMIZER))
-    return load_file(path / PROBE)
+    return {name: tensor.clone() for name, tensor in load_file(path / PROBE).items()}
 
 
 def load_weights(path: Path, module: nn.Module, prefix: str = "") -> None:
@@ -208,7 +208,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
         raise CheckpointError(f"the optimiser's state names {len(unknown)} unknown parameters: {unknown[:3]}")
     for name, state in entries.items():
         parameter = named[name]
-        optimizer.state[parameter] = {entry: value.to(parameter.device) for entry, value in state.items()}
+        # copied: a view of the file would hold its room on the disk after the checkpoint was deleted
+        optimizer.state[parameter] = {entry: value.to(parameter.device, copy=True) for entry, value in state.items()}
 
 
 def _named(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, nn.Parameter]]:
