@@ -1,8 +1,11 @@
-"""Pictures of what a run does."""
+"""Pictures of samples, of masks, and of what a model makes of them, on grids of one to three axes.
+
+Only `planar` knows how many axes there are; everything else works along however many it is given.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
 
 import numpy as np
@@ -11,52 +14,55 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from jepa.types import Indices, JepaBatch
+from jepa.types import Indices, JepaBatch, Task
 
-CONTEXT, TARGET, MARGIN = (66, 133, 244), (234, 88, 12), 6
+TARGET, MARGIN = (234, 88, 12), 6
 HIDDEN = 0.18  # brightness of what an encoder does not see
+BAND = 8  # length over height of the band that shows one axis
+# a dark-to-bright scale that is even to the eye and to the colour-blind: inferno (Smith & van der Walt), every eighth
+HEAT = ((0, 0, 4), (31, 12, 72), (85, 15, 109), (136, 34, 106), (186, 54, 85), (227, 89, 51), (249, 140, 10), (252, 255, 164))  # fmt: skip # noqa: E501
 
 
-def mask_sheet(batch: JepaBatch, batch_transform: Callable[[JepaBatch], JepaBatch], samples: int = 6) -> Image.Image:
-    """One row per sample: the input, what the context encoder sees, and each target set of the first task.
+def planar(x: Tensor, axes: int) -> Tensor:
+    """Lay the last `axes` axes out on a plane: (..., *size) -> (..., H, W).
 
-    Args:
-        batch: as its dataset made it; inputs of two spatial axes.
-        batch_transform: brings the inputs to the encoder's range.
-        samples: rows at the most.
+    One axis becomes a band; of three the first, time, runs from left to right, frame after frame.
+
+    Raises:
+        ValueError: there is no picture of so many axes.
     """
-    inputs = batch_transform(batch).target.x[:samples]
-    task = batch.tasks[0]
-    assert isinstance(task.query, Indices)
-    assert task.context.keep is not None
-    pictures = to_rgb(inputs)
-    size = pictures.shape[-2:]
-    context = enlarge(task.context.keep.maps()[: len(pictures)], size)
-    targets = enlarge(task.query.maps(), size).unflatten(0, (len(batch.target.x), -1))[: len(pictures)]
-    rows = []
-    for picture, seen, asked in zip(pictures, context, targets, strict=True):
-        cells = [picture, shade(picture, seen), *(outline(shade(picture, block), block) for block in asked)]
-        rows.append(torch.cat([F.pad(cell, (0, MARGIN, 0, MARGIN), value=1.0) for cell in cells], dim=2))
-    sheet = torch.cat(rows, dim=1)
-    zoom = max(1, round(96 / size[-1]))
-    image = Image.fromarray((sheet.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8))
-    image = image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST)
-    return titled(image, ["input", "context", *(f"target {i + 1}" for i in range(targets.shape[1]))])
+    if axes == 1:
+        length = x.shape[-1]
+        return x[..., None, :].expand(*x.shape[:-1], max(1, length // BAND), length)
+    if axes == 2:
+        return x
+    if axes == 3:
+        return x.movedim(-3, -2).flatten(-2)
+    raise ValueError(f"pictures show one to three axes, not {axes}")
 
 
 def to_rgb(x: Tensor) -> Tensor:
-    """(B, C, H, W) of any range and number of channels -> (B, 3, H, W) in [0, 1], stretched per sample."""
-    x = x.detach().float().cpu()
+    """(B, C, *size) -> (B, 3, H, W) in [0, 1]: bytes as they are, other numbers stretched for each sample.
+
+    Of more than three channels the first three are shown, of two the first.
+    """
+    x = x.detach().cpu()
+    whole = x.dtype == torch.uint8
+    x = planar(x.float(), x.ndim - 2)
     x = x[:, :3] if x.shape[1] >= 3 else x[:, :1].expand(-1, 3, -1, -1)
+    if whole:
+        return x / 255
     low, high = x.amin((1, 2, 3), keepdim=True), x.amax((1, 2, 3), keepdim=True)
     return (x - low) / (high - low).clamp_min(1e-6)
 
 
-def enlarge(maps: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
-    """Boolean maps (S, rows, columns) -> (S, H, W)."""
-    assert maps.ndim == 3
-    assert prod(size)
-    return F.interpolate(maps[:, None].float(), size=tuple(size), mode="nearest")[:, 0].bool()
+def enlarge(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Values on a grid, (..., *grid), over the pixels of an input of that size: (..., H, W)."""
+    first = maps.ndim - len(size)
+    for axis, side in enumerate(size, start=first):
+        cells = maps.shape[axis]
+        maps = maps.index_select(axis, torch.arange(side, device=maps.device) * cells // side)
+    return planar(maps, len(size))
 
 
 def shade(picture: Tensor, seen: Tensor) -> Tensor:
@@ -64,11 +70,120 @@ def shade(picture: Tensor, seen: Tensor) -> Tensor:
     return torch.where(seen, picture, picture * HIDDEN)
 
 
-def outline(picture: Tensor, block: Tensor) -> Tensor:
-    """A frame in the target colour around a block."""
-    inner = -F.max_pool2d(-block[None, None].float(), 3, stride=1, padding=1)[0, 0] > 0
-    colour = torch.tensor(TARGET).view(3, 1, 1) / 255
-    return torch.where(block & ~inner, colour, picture)
+def outline(picture: Tensor, block: Tensor, width: int = 1) -> Tensor:
+    """A frame in the target colour just inside a block: (3, H, W), (H, W) -> (3, H, W)."""
+    inner = -F.max_pool2d(-block[None, None].float(), 2 * width + 1, stride=1, padding=width)[0, 0] > 0
+    return torch.where(block & ~inner, _colour(TARGET), picture)
+
+
+def frame_width(size: Sequence[int]) -> int:
+    """Of an outline that is still seen when pictures of this size are shown small."""
+    return max(1, round(size[-1] / 100))
+
+
+def heat(picture: Tensor, values: Tensor) -> Tensor:
+    """`values` (H, W), from their least to their largest, as colours over a grey picture: (3, H, W) -> (3, H, W)."""
+    low, high = values.min(), values.max()
+    scaled = (values - low) / (high - low).clamp_min(1e-12) * (len(HEAT) - 1)
+    table = torch.tensor(HEAT) / 255
+    below = scaled.floor().long().clamp_max(len(HEAT) - 2)
+    colours = torch.lerp(table[below], table[below + 1], (scaled - below)[..., None]).movedim(-1, 0)
+    return 0.3 * picture.mean(0, keepdim=True) + 0.7 * colours
+
+
+def cut(x: Tensor, grid: Sequence[int]) -> Tensor:
+    """Inputs (B, C, *size) in the cells of a grid: (B, G, C, *patch). A remainder at the end of an axis is left out."""
+    patch = [side // cells for side, cells in zip(x.shape[2:], grid, strict=True)]
+    for axis, (cells, side) in enumerate(zip(grid, patch, strict=True), start=2):
+        x = x.narrow(axis, 0, cells * side)
+    pairs = [number for pair in zip(grid, patch, strict=True) for number in pair]
+    axes = len(patch)
+    x = x.reshape(*x.shape[:2], *pairs)  # (B, C, g0, p0, g1, p1, ...)
+    x = x.permute(0, *range(2, 2 + 2 * axes, 2), 1, *range(3, 3 + 2 * axes, 2))
+    return x.reshape(len(x), prod(grid), x.shape[1 + axes], *patch)
+
+
+def join(cells: Tensor, grid: Sequence[int]) -> Tensor:
+    """The inverse of `cut`: (B, G, C, *patch) -> (B, C, *size)."""
+    axes, (samples, _, channels, *patch) = len(grid), cells.shape
+    x = cells.reshape(samples, *grid, channels, *patch)
+    order = [0, 1 + axes, *(place for axis in range(axes) for place in (1 + axis, 2 + axes + axis))]
+    return x.permute(order).reshape(samples, channels, *(g * p for g, p in zip(grid, patch, strict=True)))
+
+
+def crop(x: Tensor, cells: Tensor) -> Tensor:
+    """The smallest part of an input (C, *size) that holds the true cells of a map (*grid): (C, *part)."""
+    for axis in range(cells.ndim):
+        others = tuple(a for a in range(cells.ndim) if a != axis)
+        held = (cells.any(others) if others else cells).nonzero().flatten()
+        side = x.shape[axis + 1] // cells.shape[axis]
+        start, stop = int(held[0]) * side, (int(held[-1]) + 1) * side
+        x = x.narrow(axis + 1, start, stop - start)
+    return x
+
+
+def task_pictures(batch: JepaBatch, task: Task, samples: int) -> list[dict[str, Tensor]]:
+    """For each of the first samples, pictures (3, H, W) by title: what the target encoder sees, what the context
+    encoder sees, what the predictor is asked, and each target set. A motion or action is written in the title.
+
+    Args:
+        batch: as its dataset made it, or normalised.
+        task: one of the batch.
+        samples: at most so many.
+    """
+    inputs, views = to_rgb(batch.target.x[:samples]), to_rgb(task.context.x[:samples])
+    rows: list[dict[str, Tensor]] = [{"input": picture} for picture in inputs]
+    size = task.context.x.shape[2:]
+    seen = torch.ones(len(views), *views.shape[2:], dtype=torch.bool)
+    if task.context.keep is not None:
+        seen = enlarge(task.context.keep.maps()[:samples].cpu(), size)
+    for row, view, part in zip(rows, views, seen, strict=True):
+        row["context"] = shade(view, part)
+    if not isinstance(task.query, Indices):
+        for row, view, motion in zip(rows, views, task.query.tolist(), strict=False):
+            row[f"asked {', '.join(f'{number:.2f}' for number in motion)}"] = view
+        return rows
+    sets = len(task.query) // len(batch.target.x)
+    targets = enlarge(task.query.maps().cpu(), batch.target.x.shape[2:]).unflatten(0, (-1, sets))
+    width = frame_width(size)
+    for row, picture, blocks in zip(rows, inputs, targets, strict=False):
+        row["asked"] = asked(row["context"], blocks, width)
+        for number, block in enumerate(blocks, start=1):
+            row[f"target {number}"] = outline(shade(picture, block), block, width)
+    return rows
+
+
+def asked(context: Tensor, blocks: Tensor, width: int) -> Tensor:
+    """The context with the target sets (M, H, W) marked: what a predictor is given, where to look and no more."""
+    picture = torch.where(blocks.any(0), torch.lerp(context, _colour(TARGET), 0.35), context)
+    for block in blocks:
+        picture = outline(picture, block, width)
+    return picture
+
+
+def mask_sheet(batch: JepaBatch, batch_transform: Callable[[JepaBatch], JepaBatch], samples: int = 6) -> Image.Image:
+    """One row for each sample with the pictures of the first task, as `task_pictures` makes them.
+
+    Args:
+        batch: as its dataset made it.
+        batch_transform: brings the inputs to the encoder's range.
+        samples: rows at the most.
+    """
+    batch = batch_transform(batch)
+    rows = task_pictures(batch, batch.tasks[0], samples)
+    strips = [
+        torch.cat([F.pad(picture, (0, MARGIN, 0, MARGIN), value=1.0) for picture in row.values()], dim=2)
+        for row in rows
+    ]
+    sheet = to_image(torch.cat(strips, dim=1))
+    zoom = max(1, round(96 / next(iter(rows[0].values())).shape[-1]))
+    sheet = sheet.resize((sheet.width * zoom, sheet.height * zoom), Image.Resampling.NEAREST)
+    return titled(sheet, list(rows[0]))
+
+
+def to_image(picture: Tensor) -> Image.Image:
+    """(3, H, W) in [0, 1]."""
+    return Image.fromarray((picture.permute(1, 2, 0).clamp(0, 1).numpy() * 255).round().astype(np.uint8))
 
 
 def titled(image: Image.Image, titles: list[str]) -> Image.Image:
@@ -79,3 +194,7 @@ def titled(image: Image.Image, titles: list[str]) -> Image.Image:
     for number, title in enumerate(titles):
         draw.text((number * image.width / len(titles) + 2, 3), title, fill="black")
     return out
+
+
+def _colour(rgb: tuple[int, int, int]) -> Tensor:
+    return torch.tensor(rgb).view(3, 1, 1) / 255

@@ -1,0 +1,119 @@
+"""What does the predictor think is there? Its predictions, shown as the nearest things that the target encoder saw."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from jepa.pictures import crop, cut, enlarge, frame_width, join, outline, shade, task_pictures, to_rgb
+from jepa.probes.neighbours import centred, nearest
+from jepa.report.blocks import Row, Section, picture
+from jepa.report.source import Material, Run
+from jepa.types import Tokens
+
+SHOWN, NEIGHBOURS = 6, 6
+
+
+@dataclass(frozen=True, eq=False)
+class Retrieval:
+    """How predictions, pooled over each target set, compare with the content of all samples at the same positions.
+
+    Attributes:
+        rank: (S,) place of the true sample among all m, 1 the best.
+        rows: (S, k) the nearest other samples.
+        cosine: (S, k) to them.
+        candidates: m.
+    """
+
+    rank: Tensor
+    rows: Tensor
+    cosine: Tensor
+    candidates: int
+
+
+def answers(run: Run, material: Material) -> Section:
+    found = material.output.intermediates["tasks"][0]["prediction"]
+    index = found.index.apply(lambda tensor: tensor.cpu())
+    content, mean = centred(material.targets)  # (m, G, D), (G, D)
+    said = Tokens(found.x.float().cpu() - mean[index.values], index)
+    sets = len(index) // len(material.batch.target.x)
+    retrieval = retrieve(said, content, sets, min(NEIGHBOURS, len(content) - 1))
+    posed = task_pictures(material.batch, material.batch.tasks[0], SHOWN)
+    blocks, pasted = index.maps(), collages(material, said, content, sets)
+    rows = []
+    for i, pictures in enumerate(posed):
+        question = next(rgb for title, rgb in pictures.items() if title.startswith("asked"))
+        first = i * sets
+        shown = [picture(pictures["input"], "the truth"), picture(question, "asked")]
+        shown += [picture(rgb, caption) for caption, rgb in pasted[i].items()]
+        rows.append(Row(material.names[i], shown))
+        others = zip(retrieval.rows[first].tolist(), retrieval.cosine[first].tolist(), strict=True)
+        crops = [(i, "the truth"), *((j, f"{cosine:.2f}") for j, cosine in others)]
+        shown = [picture(to_rgb(crop(material.x[j], blocks[first])[None])[0], caption) for j, caption in crops]
+        rows.append(Row(f"target 1: the truth ranks {int(retrieval.rank[first])} of {retrieval.candidates}", shown))
+    return Section("answers", "What the predictor thinks is there", explain(retrieval), rows=rows)
+
+
+def explain(found: Retrieval) -> list[str]:
+    total, first = found.candidates, float((found.rank == 1).double().mean())
+    return [
+        "Predictions are embeddings. Here each predicted patch is replaced by the picture patch whose target embedding "
+        "is nearest, from all other samples and all positions (“predicted”); beside it the same with the true "
+        "embeddings (“best possible”): more cannot be seen this way. Then the first target set: the truth, and what "
+        "other samples hold at the same place, nearest to the prediction first. Only content counts: the mean "
+        "embedding of each position is taken away before.",
+        f"In numbers: among {total:,} samples at the same place, the truth is the nearest to the prediction in "
+        f"{first:.1%} of {len(found.rank):,} target sets (by chance {1 / total:.1%}), and its median rank is "
+        f"{float(found.rank.double().quantile(0.5)):,.0f} (by chance {(total + 1) / 2:,.0f}).",
+    ]
+
+
+def retrieve(said: Tokens, content: Tensor, sets: int, k: int) -> Retrieval:
+    """The place of the truth among all samples, and the nearest others, for each target set.
+
+    Args:
+        said: predictions less the mean at their position, `sets` sets for each of the first samples.
+        content: (m, G, D) targets less the mean at their position.
+    """
+    ranks, rows, cosines = [], [], []
+    offsets = said.index.offsets.tolist()
+    for number, (start, stop) in enumerate(pairwise(offsets)):
+        own = number // sets
+        there = content[:, said.index.values[start:stop]].mean(1)  # (m, D)
+        cosine = F.cosine_similarity(there, said.x[start:stop].mean(0, keepdim=True), dim=-1)
+        ranks.append(1 + int((cosine > cosine[own]).sum()))
+        cosine[own] = -torch.inf
+        best = cosine.topk(k)
+        rows.append(best.indices)
+        cosines.append(best.values)
+    return Retrieval(torch.tensor(ranks), torch.stack(rows), torch.stack(cosines), len(content))
+
+
+def collages(material: Material, said: Tokens, content: Tensor, sets: int) -> list[dict[str, Tensor]]:
+    """The first samples with every asked patch replaced by the nearest patch of another sample: to what was predicted,
+    and to what is truly there."""
+    shown = min(SHOWN, len(said.index) // sets)
+    index = said.index
+    stop = int(index.offsets[shown * sets])
+    places, sample = index.values[:stop], index.sets[:stop] // sets
+    bank, bank_sample = content.flatten(0, 1), torch.arange(len(content)).repeat_interleave(content.shape[1])
+    wanted = torch.cat((said.x[:stop], content[sample, places]))
+    _, rows = nearest(bank, wanted, 1, bank_sample=bank_sample, sample=sample.repeat(2))
+    cells = cut(material.x[: len(content)], material.grid)
+    there = index.maps()[: shown * sets].unflatten(0, (shown, sets)).any(1)
+    keep = material.batch.tasks[0].context.keep
+    seen = there if keep is None else there | keep.maps()[:shown]
+    found: list[dict[str, Tensor]] = [{} for _ in range(shown)]
+    for caption, chosen in zip(("predicted", "best possible"), rows[:, 0].split(stop), strict=True):
+        pasted = cells[:shown].clone()
+        pasted[sample, places] = cells.flatten(0, 1)[chosen]
+        whole = join(pasted, material.grid)
+        size = whole.shape[2:]
+        visible, blocks = enlarge(seen, size), enlarge(there, size)
+        for i, rgb in enumerate(to_rgb(whole)):
+            found[i][caption] = outline(shade(rgb, visible[i]), blocks[i], frame_width(size))
+    return found

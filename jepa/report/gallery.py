@@ -1,0 +1,175 @@
+"""Pictures: masks, features as colours, attention, nearest neighbours, and a map of all embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+from math import isfinite
+
+import numpy as np
+import torch
+from sklearn.manifold import TSNE
+from torch import Tensor
+
+from jepa.interfaces import Encoder
+from jepa.pictures import enlarge, heat, task_pictures, to_rgb
+from jepa.probes.attention_maps import attention_layers, attention_weights
+from jepa.probes.neighbours import centred, nearest
+from jepa.report.blocks import Row, Section, picture
+from jepa.report.charts import COLOURS, Chart, scatter
+from jepa.report.source import Material, Run
+from jepa.types import View
+
+MASKED, SHOWN, NEIGHBOURS, HEADS, MAPPED = 4, 8, 6, 4, 1000
+
+
+def masks(run: Run, material: Material) -> Section:
+    rows = [
+        Row(
+            f"{material.names[number]}{f', task {task_number}' if len(material.batch.tasks) > 1 else ''}",
+            [picture(rgb, title) for title, rgb in pictures.items()],
+        )
+        for task_number, task in enumerate(material.batch.tasks, start=1)
+        for number, pictures in enumerate(task_pictures(material.batch, task, MASKED))
+    ]
+    text = (
+        "The context is all that the encoder sees. The predictor is asked for the embeddings at the marked places, one "
+        "target set at a time, and is told nothing but where they are."
+    )
+    return Section("masks", "What is hidden and asked", [text], rows=rows)
+
+
+def features(run: Run, material: Material) -> Section:
+    """The target encoder's tokens as colours, as they are and without what their position alone says."""
+    count, size = SHOWN, material.x.shape[2:]
+    content, _ = centred(material.tokens)
+    rows = [Row("input", [picture(rgb) for rgb in to_rgb(material.x[:count])])]
+    for title, tokens in (("all features", material.tokens), ("content: less the mean at each position", content)):
+        colours, share = principal_colours(tokens[:count])
+        maps = enlarge(colours.unflatten(1, material.grid).movedim(-1, 1), size)
+        rows.append(Row(f"{title} ({share:.0%} of the variance)", [picture(rgb) for rgb in maps]))
+    text = (
+        "The three strongest principal components of the target encoder's patch features, as red, green and blue. All "
+        "pictures share one basis: equal colours mean equal features. If the first row of colours is one gradient for "
+        "every picture, features are mostly position; the second takes that away."
+    )
+    return Section("features", "Patch features as colours", [text], rows=rows)
+
+
+def principal_colours(x: Tensor) -> tuple[Tensor, float]:
+    """Three principal components of tokens (B, G, D), each in [0, 1], and the share of the variance they hold.
+
+    Components are turned so that their largest weight is positive: the same features give the same colours.
+
+    Returns:
+        (B, G, 3), share
+    """
+    flat = x.flatten(0, 1).double()
+    flat = flat - flat.mean(0)
+    values, vectors = torch.linalg.eigh(flat.T @ flat)  # ascending
+    basis = vectors[:, -3:].flip(1)
+    largest = basis.gather(0, basis.abs().argmax(0, keepdim=True))
+    scores = flat @ (basis * largest.sign())
+    low, high = torch.quantile(scores, torch.tensor([0.01, 0.99], dtype=torch.float64), dim=0)
+    scaled = ((scores - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
+    share = float(values[-3:].sum() / values.sum().clamp_min(1e-30))
+    missing = max(0, 3 - scaled.shape[1])
+    return torch.nn.functional.pad(scaled, (0, missing)).float().unflatten(0, x.shape[:2]), share
+
+
+def attention(run: Run, material: Material) -> Section:
+    title = "Attention of the last block"
+    encoder: Encoder = run.pretrained.model.teacher
+    if not attention_layers(encoder):
+        return Section("attention", title, [f"{type(encoder).__name__} has no self-attention to show."])
+    x = material.x[:SHOWN]
+    device = next(encoder.parameters()).device
+    weights = attention_weights(encoder, View(run.pretrained.normalize(x.to(device))))[0].cpu()  # (B, H, L, L)
+    received = weights.mean(2).unflatten(-1, material.grid)  # (B, H, *grid), mean over who attends
+    inputs = to_rgb(x)
+    heads = {"all heads": received.mean(1)}
+    heads |= {f"head {number + 1}": received[:, number] for number in range(min(HEADS, received.shape[1]))}
+    rows = [Row("input", [picture(rgb) for rgb in inputs])]
+    for name, maps in heads.items():
+        large = enlarge(maps, x.shape[2:])
+        rows.append(Row(name, [picture(heat(rgb, values)) for rgb, values in zip(inputs, large, strict=True)]))
+    text = (
+        "How much attention each patch receives from all patches of its picture, in the target encoder; bright is "
+        f"much. {received.shape[1]} heads; each map runs from its own least to its own largest value."
+    )
+    return Section("attention", title, [text], rows=rows)
+
+
+def neighbours(run: Run, material: Material) -> Section:
+    """Samples with the nearest mean embeddings."""
+    content, _ = centred(material.pooled)
+    number = torch.arange(len(content))
+    k = min(NEIGHBOURS, len(content) - 1)
+    cosine, rows = nearest(content, content[:SHOWN], k, bank_sample=number, sample=number[:SHOWN])
+    inputs = to_rgb(material.x[:SHOWN])
+    shown = []
+    for i, rgb in enumerate(inputs):
+        found = to_rgb(material.x[rows[i]])
+        pictures = [picture(rgb, label_text(run, material, i) or "query")]
+        pictures += [
+            picture(near, " · ".join(filter(None, (label_text(run, material, int(row)), f"{c:.2f}"))))
+            for near, row, c in zip(found, rows[i], cosine[i].tolist(), strict=True)
+        ]
+        shown.append(Row(material.names[i], pictures))
+    text = (
+        f"The first picture of each row, and those of {len(content):,} samples whose mean embedding is nearest: cosine "
+        "after the mean of all embeddings is taken away."
+    )
+    return Section("neighbours", "Nearest neighbours", [text], rows=shown)
+
+
+def label_text(run: Run, material: Material, i: int) -> str:
+    """The names of a sample's first two classes."""
+    found = []
+    for name, label in material.labels.items():
+        if label.ndim == 1 and not label.is_floating_point():
+            classes = run.dataset.label_names.get(name)
+            code = int(label[i])
+            found.append(str(classes[code]) if classes else f"{name} {code}")
+    return " ".join(islice(found, 2))
+
+
+def embedding_map(run: Run, material: Material) -> Section:
+    """t-SNE of the mean embeddings, once for each label."""
+    x = material.pooled[:MAPPED].numpy()
+    tsne = TSNE(init="pca", perplexity=min(30.0, (len(x) - 1) / 3), random_state=0)
+    places = [(float(a), float(b)) for a, b in tsne.fit_transform(x - x.mean(0))]
+    names = material.names[: len(x)]
+    charts = [
+        labelled_map(name, label[: len(x)], run.dataset.label_names.get(name), places, names)
+        for name, label in material.labels.items()
+        if label.ndim == 1
+    ]
+    if not charts:
+        charts = [scatter("no labels", places, names, ["c0"] * len(places), {})]
+    text = (
+        f"t-SNE of {len(x):,} mean embeddings of the target encoder. Near points are near embeddings; distances "
+        "between groups mean little. Labels were never used in training."
+    )
+    return Section("map", "Map of embeddings", [text], charts)
+
+
+def labelled_map(
+    name: str, label: Tensor, classes: Sequence[str] | None, places: list[tuple[float, float]], names: Sequence[str]
+) -> Chart:
+    """Places coloured by class, or from low to high by a quantity."""
+    if label.is_floating_point():
+        steps = np.linspace(0, 1, 6)[1:-1]
+        edges = torch.quantile(label.double(), torch.from_numpy(steps))
+        codes = torch.bucketize(label.double(), edges)
+        styles = [f"q{int(code)}" for code in codes]
+        texts = [f"{n}: {name} {float(value):.3g}" for n, value in zip(names, label, strict=True)]
+        low, high = float(label.min()), float(label.max())
+        legend = {f"{low:.3g}": "q0", f"{high:.3g}": "q4"} if isfinite(low) and isfinite(high) else {}
+        return scatter(name, places, texts, styles, legend)
+    codes = label.long()
+    called = {int(code): str(classes[int(code)]) if classes else str(int(code)) for code in codes.unique()}
+    styles = [f"c{int(code) % COLOURS}" for code in codes]
+    texts = [f"{n}: {called[int(code)]}" for n, code in zip(names, codes, strict=True)]
+    legend = {called[code]: f"c{code % COLOURS}" for code in called} if len(called) <= COLOURS else {}
+    return scatter(name, places, texts, styles, legend)

@@ -1,0 +1,230 @@
+"""What a run left, and samples of its data as its model sees them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from jepa import checkpoint, seeding
+from jepa import recipe as recipes
+from jepa.build import RecipeError, build
+from jepa.data.base import DataError, SampleDataset
+from jepa.data.batches import MAX_CONSECUTIVE_UNREADABLE, collate
+from jepa.interfaces import Masker
+from jepa.loading import Pretrained, load
+from jepa.metrics import read_metrics
+from jepa.seeding import Stream
+from jepa.types import JepaBatch, Masks, Sample, StepOutput, UnreadableSample
+
+ENCODED_AT_ONCE = 32
+MOST_TOKENS = 65_536  # kept for the search among patches
+POSED = 64  # samples that prediction problems are posed on
+
+
+class Settings(BaseModel):
+    """What the command line may set."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    run: str
+    samples: int = Field(512, ge=16)
+    seed: int = Field(0, ge=0)
+    output: str | None = None
+    device: str = "cpu"
+    trust: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What a run directory holds.
+
+    Attributes:
+        path: the directory.
+        pretrained: its model and recipe.
+        state: of the checkpoint that the model comes from.
+        dataset: what it is trained on.
+        steps: its length.
+        rows: of metrics.jsonl.
+        evaluation: rows of evaluation.json; None where there is none.
+    """
+
+    path: Path
+    pretrained: Pretrained
+    state: Mapping[str, Any]
+    dataset: SampleDataset
+    steps: int
+    rows: Sequence[Mapping[str, Any]]
+    evaluation: Sequence[Mapping[str, Any]] | None
+
+    @property
+    def recipe(self) -> Mapping[str, Any]:
+        return self.pretrained.recipe
+
+    @property
+    def settings(self) -> recipes.TrainSettings:
+        return recipes.train_settings(self.recipe)
+
+
+@dataclass(frozen=True, eq=False)
+class Material:
+    """Samples of the run's data and what its model makes of them; n samples, of which the first m with all tokens.
+
+    Attributes:
+        x: (n, C, *size) as the dataset and its transform made them.
+        names: n of them.
+        labels: named, (n, ...).
+        grid: of the tokens.
+        tokens: (m, G, D) output of the target encoder.
+        targets: (m, G, D) the same as the loss sees it.
+        pooled: (n, D) mean of each sample's tokens.
+        batch: prediction problems on the first samples, inputs as in `x`.
+        output: the model's answer to them.
+        skipped: samples that could not be read.
+    """
+
+    x: Tensor
+    names: Sequence[str]
+    labels: Mapping[str, Tensor]
+    grid: tuple[int, ...]
+    tokens: Tensor
+    targets: Tensor
+    pooled: Tensor
+    batch: JepaBatch
+    output: StepOutput
+    skipped: Sequence[str]
+
+
+def open_run(settings: Settings) -> Run:
+    """The run that a report is about.
+
+    Raises:
+        RecipeError, CheckpointError, DataError, MetricsError: no run, no checkpoint, no data, or damaged files.
+    """
+    path = Path(settings.run).expanduser()
+    pretrained = load(path, trust=settings.trust, device=settings.device)
+    found = checkpoint.newest_usable(path / "checkpoints")
+    assert found is not None  # the model came from it
+    dataset: SampleDataset = build(pretrained.recipe["data"]["dataset"], "data.dataset", trust=settings.trust)
+    metrics = path / "metrics.jsonl"
+    return Run(
+        path=path,
+        pretrained=pretrained,
+        state=found[1],
+        dataset=dataset,
+        steps=recipes.total_steps(recipes.train_settings(pretrained.recipe), len(dataset)),
+        rows=read_metrics(metrics) if metrics.is_file() else [],
+        evaluation=read_evaluation(path / "evaluation.json"),
+    )
+
+
+def read_evaluation(path: Path) -> list[dict[str, Any]] | None:
+    """Rows of evaluation.json; None where there is none.
+
+    Raises:
+        RecipeError: the file holds something else.
+    """
+    if not path.is_file():
+        return None
+    needed = {"task", "probe", "features", "metric", "score", "seed"}
+    try:
+        rows = json.loads(path.read_text())
+        if not all(needed <= row.keys() for row in rows):
+            raise ValueError(f"every row needs {', '.join(sorted(needed))}")
+    except (ValueError, AttributeError, TypeError) as error:
+        raise RecipeError(f"{path} cannot be read: {error}; write it again with python -m jepa.evaluate") from error
+    return rows
+
+
+@torch.inference_mode()
+def gather(run: Run, settings: Settings, advance: Callable[[int], object]) -> Material:
+    """Samples, embeddings and answers.
+
+    Args:
+        run: whose model and data are used.
+        settings: how many samples, and which.
+        advance: told how many samples were encoded.
+
+    Raises:
+        DataError: hardly any sample can be read, or they do not fit the encoder.
+    """
+    data, model = run.recipe["data"], run.pretrained.model
+    node, where = data.get("eval_transform"), "data.eval_transform"
+    if node is None:
+        node, where = data["transform"], "data.transform"
+    transform = build(node, where, trust=settings.trust) if node else None
+    samples, skipped = draw(run.dataset, transform, settings.samples, settings.seed)
+    everything = collate(samples, [], [])
+    x = everything.target.x
+    grid = model.teacher.grid(x.shape[2:])
+    tokens, pooled = encode(run.pretrained, x, max(POSED, MOST_TOKENS // prod(grid)), advance)
+    if not torch.isfinite(pooled).all():
+        raise DataError(f"the embeddings of step {run.pretrained.step} are not finite: there is nothing to show")
+    batch = pose(run, samples[:POSED], grid, settings)
+    batch_transform = build(data["batch_transform"], "data.batch_transform", trust=settings.trust)
+    output = model(batch_transform(batch.to(settings.device)))
+    targets = F.layer_norm(tokens, tokens.shape[-1:]) if model.normalize_targets else tokens  # as JEPA.targets
+    names = [sample.name for sample in samples]
+    return Material(x, names, everything.labels, grid, tokens, targets, pooled, batch, output, skipped)
+
+
+def draw(
+    dataset: SampleDataset, transform: Callable[[Tensor], Tensor] | None, count: int, seed: int
+) -> tuple[list[Sample], list[str]]:
+    """`count` random samples, or all there are, and which could not be read.
+
+    Raises:
+        DataError: fewer than two can be read, or too many in a row cannot.
+    """
+    order = torch.randperm(len(dataset), generator=seeding.generator(seed, Stream.PROBE, len(dataset)))
+    samples: list[Sample] = []
+    skipped: list[str] = []
+    in_a_row = 0
+    for i in order.tolist():
+        if len(samples) == count or in_a_row == MAX_CONSECUTIVE_UNREADABLE:
+            break
+        try:
+            with seeding.isolated(seed, Stream.SAMPLE, i):
+                sample = dataset[i]
+                x = transform(sample.x) if transform else sample.x
+        except UnreadableSample as error:
+            skipped.append(str(error))
+            in_a_row += 1
+        else:
+            samples.append(Sample(x, sample.labels, sample.name))
+            in_a_row = 0
+    if len(samples) < 2 or in_a_row == MAX_CONSECUTIVE_UNREADABLE:
+        raise DataError(f"{len(samples)} samples could be read and {len(skipped)} not: {'; '.join(skipped[:3])}")
+    return samples, skipped
+
+
+def encode(pretrained: Pretrained, x: Tensor, keep: int, advance: Callable[[int], object]) -> tuple[Tensor, Tensor]:
+    """Tokens (m, G, D) of the first `keep` inputs at the most, and mean embeddings (n, D) of all."""
+    tokens: list[Tensor] = []
+    pooled: list[Tensor] = []
+    held = 0
+    for part in x.split(ENCODED_AT_ONCE):
+        found = pretrained.features(part, pool="none").flatten(1, -2)
+        pooled.append(found.mean(1))
+        if held < keep:
+            tokens.append(found[: keep - held])
+            held += len(tokens[-1])
+        advance(len(part))
+    return torch.cat(tokens), torch.cat(pooled)
+
+
+def pose(run: Run, samples: Sequence[Sample], grid: tuple[int, ...], settings: Settings) -> JepaBatch:
+    """The run's prediction problems on these samples."""
+    masker: Masker = build(run.recipe["masker"], "masker", trust=settings.trust)
+    count = len(samples)
+    whole = max(count, run.settings.batch_size)  # masks of the published kind depend on the batch that they are part of
+    drawn = masker.sample(whole, grid, seeding.generator(settings.seed, Stream.MASK, 1))
+    return collate(samples, [Masks(m.context[:count], m.targets[:count]) for m in drawn], [1.0] * len(drawn))
