@@ -45,7 +45,7 @@ from jepa.probes.attentive_fit import AttentiveSettings, attentive_probe
 from jepa.probes.base import Labelled, Score, accuracy
 from jepa.probes.features import Features, cached, encoder_features, extract, pixel_features
 from jepa.probes.knn import knn_probe
-from jepa.probes.linear import linear_probe
+from jepa.probes.linear import LinearSettings, linear_probe
 from jepa.probes.lowshot import low_shot
 from jepa.probes.ridge import ridge_probe
 from jepa.probes.splits import held_out_split, random_split
@@ -55,6 +55,7 @@ log = logging.getLogger("jepa")
 
 Name = Literal["knn", "linear", "lowshot", "regression", "attentive", "attentive_deep"]
 SOURCES = ("model", "random_init", "pixels")
+LOW_SHOT = LinearSettings(lrs=(1e-1,), min_steps=200, splits=3)  # a small grid: it is searched ten times
 HELD_OUT = 0.2  # of the labelled samples, where there is no test set
 
 
@@ -266,7 +267,7 @@ def probe_rows(probe: Name, label: str, sources: Mapping[str, Split], seed: int,
     rows: list[Row] = []
     for source, split in sources.items():
         for kind in split.train.x:
-            if (kind == "tokens") != probe.startswith("attentive"):
+            if (kind == "tokens") != probe.startswith("attentive") or (kind == "last4" and probe != "linear"):
                 continue
             train = Labelled(split.train.x[kind], split.train.labels[label])
             test = Labelled(split.test.x[kind], split.test.labels[label])
@@ -291,7 +292,7 @@ def run_probe(
     if probe == "lowshot":
         found = []
         for fraction in (0.01, 0.1):
-            draws = low_shot(train, test, fraction=fraction, seed=seed, device=device)
+            draws = low_shot(train, test, fraction=fraction, settings=LOW_SHOT, seed=seed, device=device)
             score = Score("accuracy", draws.mean, float("nan"), {}, draws.scores[0].predictions, {})
             details = {"spread": draws.spread, "draws": len(draws.scores), "labelled": draws.samples}
             found.append((f"linear, {fraction:.0%} of labels", score, details))

@@ -24,7 +24,7 @@ from jepa.types import Sample, UnreadableSample, View
 log = logging.getLogger(__name__)
 
 Transform = Callable[[Tensor], Tensor]
-PIXELS = 32  # side that raw inputs are averaged down to for their baseline
+PIXELS = 16  # cells along each axis that raw inputs are averaged down to for their baseline
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +102,7 @@ def extract(
     loader = DataLoader(items, batch_size=batch_size, num_workers=workers, collate_fn=_keep)
     parts: list[dict[str, Tensor]] = []
     read: list[Sample] = []
-    for found in tqdm(loader, desc=title, unit="batch", leave=False, dynamic_ncols=True):
+    for found in tqdm(loader, desc=title, unit="batch", leave=False, dynamic_ncols=True, disable=None):
         samples = [sample for sample in found if isinstance(sample, Sample)]
         for reason in found:
             if isinstance(reason, str):
@@ -137,7 +137,7 @@ def encoder_features(encoder: Encoder, normalize: Callable[[Tensor], Tensor], *,
 
 
 def pixel_features(normalize: Callable[[Tensor], Tensor]) -> Callable[[Tensor], dict[str, Tensor]]:
-    """`encode` for the raw-input baseline: normalised inputs, averaged down to 32 cells an axis, flattened."""
+    """`encode` for the raw-input baseline: normalised inputs, averaged down to 16 cells an axis, flattened."""
 
     def encode(x: Tensor) -> dict[str, Tensor]:
         x = normalize(x)

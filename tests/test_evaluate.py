@@ -1,0 +1,179 @@
+"""Probing a run from the command line: the table, its baselines, and that no test label is used for any choice."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from jepa import evaluate, run
+from jepa.data import Shapes
+from jepa.probes import features
+from jepa.probes.linear import LinearSettings, linear_probe
+from tests.conftest import forget_accelerate
+from tests.tiny import TINY
+
+FEW_STEPS = LinearSettings(lrs=(0.1,), weight_decays=(1e-1, 1e-3), epochs=1, min_steps=40)
+QUICK = ("data=shapes", "limit=120")
+SMALL = ("data.labelled.train.count=120", "data.labelled.test.count=80")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    forget_accelerate()
+    assert run.main([*TINY, "encoder.depth=4", f"run_dir={folder}"]) == 0
+    forget_accelerate()
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How probes are chosen is under test here, not how well they are trained."""
+    monkeypatch.setattr(evaluate, "LOW_SHOT", FEW_STEPS)
+    monkeypatch.setattr(evaluate, "linear_probe", partial(linear_probe, settings=FEW_STEPS))
+
+
+def rows_of(folder: Path) -> list[dict]:
+    return json.loads((folder / "evaluation.json").read_text())
+
+
+def test_table_sets_the_model_beside_its_baselines(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate.main([f"run={trained}", *QUICK, *SMALL, "probes=[knn,linear,regression]"]) == 0
+    rows = rows_of(trained)
+    assert all({"task", "probe", "features", "metric", "score", "seed"} <= row.keys() for row in rows)
+    probes = {(row["task"], row["probe"]) for row in rows}
+    assert {("shape", "knn"), ("shape", "linear"), ("shape", "linear last4"), ("position", "regression")} <= probes
+    for task, probe in probes:
+        sources = {row["features"] for row in rows if (row["task"], row["probe"]) == (task, probe)}
+        expected = {"model", "random_init"} | (set() if "last4" in probe else {"pixels", "chance"})
+        assert sources == expected
+    assert all(0 <= row["score"] <= 1 for row in rows if row["metric"] == "accuracy")
+    printed = capsys.readouterr().out
+    assert "random_init" in printed
+    assert "linear last4" in printed
+    assert (trained / "evaluation.csv").read_text().count("\n") == len(rows) + 1
+
+
+def test_features_are_kept_and_used_again(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = [f"run={trained}", *QUICK, *SMALL, "probes=[knn]"]
+    assert evaluate.main(command) == 0
+    before = rows_of(trained)
+
+    def never(*arguments: object, **named: object) -> None:
+        raise AssertionError("features were extracted again")
+
+    monkeypatch.setattr(evaluate, "extract", never)
+    assert evaluate.main(command) == 0
+    assert rows_of(trained) == before
+    with pytest.raises(AssertionError):
+        evaluate.main([f"run={trained}", *QUICK, *SMALL, "probes=[knn]", "which=context"])
+
+
+def test_no_test_label_is_used_for_any_choice(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = [f"run={trained}", *QUICK, *SMALL, "probes=[knn,linear,lowshot,regression]"]
+    assert evaluate.main(command) == 0
+    honest = rows_of(trained)
+    cached = features.cached
+
+    def shuffled(folder: Path, key: dict, make) -> features.Features:
+        found = cached(folder, key, make)
+        if key["part"] != "test":
+            return found
+        order = torch.randperm(len(found), generator=torch.Generator().manual_seed(1))
+        return features.Features(found.x, {n: y[order] for n, y in found.labels.items()}, found.names)
+
+    monkeypatch.setattr(evaluate, "cached", shuffled)
+    assert evaluate.main(command) == 0
+    wrong = rows_of(trained)
+    strip = [{k: v for k, v in row.items() if k not in ("score", "details")} for row in wrong]
+    assert strip == [{k: v for k, v in row.items() if k not in ("score", "details")} for row in honest]
+    assert [r["details"].get("chosen") for r in wrong] == [r["details"].get("chosen") for r in honest]
+    assert [r["score"] for r in wrong] != [r["score"] for r in honest]
+
+
+def test_attentive_probes_run_on_tokens(trained: Path) -> None:
+    command = [f"run={trained}", "data=shapes", "data.labelled.train.count=60", "data.labelled.test.count=30"]
+    assert evaluate.main([*command, "probes=[attentive]"]) == 0
+    assert {row["features"] for row in rows_of(trained)} >= {"model", "random_init", "chance"}
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".parquet"])
+def test_embeddings_are_written_with_names(trained: Path, tmp_path: Path, suffix: str) -> None:
+    target = tmp_path / f"embeddings{suffix}"
+    assert evaluate.main([f"run={trained}", *QUICK, *SMALL, f"embed={target}"]) == 0
+    if suffix == ".safetensors":
+        with safe_open(target, "pt") as file:
+            assert file.get_tensor("embedding").shape == (120, 32)
+            assert len(json.loads(file.metadata()["names"])) == 120
+    else:
+        parquet = pytest.importorskip("pyarrow.parquet")
+        table = parquet.read_table(target)
+        assert table.num_rows == 120
+        assert {"name", "embedding", "label_shape"} <= set(table.column_names)
+
+
+def folder_of_pictures(root: Path, classes: int, each: int) -> Path:
+    shapes = Shapes(count=classes * each, size=32)
+    for i in range(classes * each):
+        place = root / f"class{i % classes}" if classes > 1 else root
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(shapes[i].x.permute(1, 2, 0).numpy()).save(place / f"{i}.png")
+    return root
+
+
+def test_own_folder_holds_out_its_own_test_set(trained: Path, tmp_path: Path) -> None:
+    root = folder_of_pictures(tmp_path / "pictures", classes=3, each=20)
+    assert evaluate.main([f"run={trained}", "data=images", f"data.root={root}", "data.workers=0", "probes=[knn]"]) == 0
+    assert {row["task"] for row in rows_of(trained)} == {"label"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["data=shape"], "did you mean 'shapes'"),
+        (["probe=[knn]"], "did you mean 'probes'"),
+        (["probes=[knnn]"], "probes"),
+        (["data.root=x"], "data=images data.root=x"),
+        (["data=images"], "data.root"),
+        (["data=images", "data.root=missing"], "missing"),
+        (["embed=out.csv", *QUICK], ".parquet"),
+    ],
+)
+def test_bad_requests_get_one_clear_error(
+    trained: Path, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate.main([f"run={trained}", *arguments]) == 1
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: ")
+    assert said in error
+
+
+def test_data_that_cannot_be_probed(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    unlabelled = folder_of_pictures(tmp_path / "unlabelled", classes=1, each=6)
+    assert evaluate.main([f"run={trained}", "data=images", f"data.root={unlabelled}", "data.workers=0"]) == 1
+    assert "no labels" in capsys.readouterr().err
+    few = folder_of_pictures(tmp_path / "few", classes=2, each=1)
+    assert evaluate.main([f"run={trained}", "data=images", f"data.root={few}", "data.workers=0", "probes=[knn]"]) == 1
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_a_run_without_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate.main([f"run={tmp_path}"]) == 1
+    assert "not a run directory" in capsys.readouterr().err
+
+
+def test_another_number_of_channels(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = trained / "recipe.yaml"
+    text = recipe.read_text()
+    try:
+        recipe.write_text(text.replace("in_chans: 3", "in_chans: 4"))
+        assert evaluate.main([f"run={trained}", *QUICK]) == 1
+        assert "does not fit the model" in capsys.readouterr().err
+    finally:
+        recipe.write_text(text)
