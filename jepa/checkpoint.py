@@ -80,7 +80,7 @@ def save(
 def complete(folder: Path) -> list[Path]:
     """Checkpoints in `folder`, oldest first."""
     named = [path for path in folder.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdecimal()]
-    return sorted((path for path in named if (path / STATE).is_file()), key=step_of)
+    return sorted((path for path in named if path.is_dir()), key=step_of)
 
 
 def step_of(path: Path) -> int:
