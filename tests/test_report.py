@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from io import BytesIO
 from pathlib import Path
 
@@ -181,6 +182,59 @@ def test_a_few_unlabelled_pictures_some_unreadable(tmp_path: Path) -> None:
     assert "broken&lt;b&gt;.png" in section(page, "run")
     assert "broken<b>" not in page
     assert len(re.findall("<circle", section(page, "map"))) == 3
+
+
+SIGNALS = """
+import torch
+from jepa import Masker, Masks, Sample
+from jepa.data import SampleDataset
+
+class Signals(SampleDataset):
+    def __init__(self, size: list[int], channels: int) -> None:
+        self.shape = (channels, *size)
+    def __len__(self):
+        return 20
+    def __getitem__(self, i):
+        return Sample(torch.randn(self.shape, generator=torch.Generator().manual_seed(i)), name=f"signal {i}")
+    @property
+    def fingerprint(self):
+        return "signals"
+
+class Halves(Masker):
+    def sample(self, batch_size, grid, generator):
+        order = torch.rand(batch_size, *grid, generator=generator).flatten(1).argsort(1).view(batch_size, *grid)
+        half = order.amax() // 2
+        return [Masks(order <= half, (order > half)[:, None])]
+"""
+
+
+@pytest.mark.parametrize(
+    ("size", "patch", "channels", "ratio"), [([32], [4], 1, 8.0), ([4, 16, 24], [2, 8, 8], 2, 24 * 4 / 16)]
+)
+def test_signals_and_clips(
+    size: list[int], patch: list[int], channels: int, ratio: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "signals.py").write_text(SIGNALS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "signals", raising=False)
+    folder = tmp_path / "run"
+    changes = (
+        f"data.size={size}",
+        "data.dataset._target_=signals.Signals",
+        f"data.dataset.size={size}",
+        f"+data.dataset.channels={channels}",
+        "masker._target_=signals.Halves",
+        f"encoder.patch_size={patch}",
+        f"encoder.in_chans={channels}",
+    )
+    forget_accelerate()
+    kept = [key for key in TINY if not key.startswith("masker")]
+    assert run.main([*kept, *changes, f"run_dir={folder}"]) == 0
+    forget_accelerate()
+    assert main([f"run={folder}", "trust=[signals]"]) == 0
+    page = (folder / "report.html").read_text()
+    for name in ("masks", "answers", "features", "attention", "neighbours"):
+        assert f"--ratio: {ratio:.4f}" in section(page, name)
 
 
 @pytest.mark.parametrize(

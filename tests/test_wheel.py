@@ -20,7 +20,10 @@ def test_wheel_trains_outside_the_checkout(tmp_path: Path) -> None:
     elsewhere.mkdir()
     subprocess.run([*pip, "install", "--no-deps", "--target", site, wheel], check=True, timeout=120)
     command = "recipe=ijepa_tiny data=shapes train.steps=5 data.workers=0 train.batch_size=4 encoder.depth=1"
-    script = f"import sys, jepa, jepa.run; print(jepa.__file__); sys.exit(jepa.run.main({command.split()}))"
+    script = (
+        f"import sys, jepa, jepa.run, jepa.report.__main__ as report; print(jepa.__file__); "
+        f"sys.exit(jepa.run.main({command.split()}) or report.main(['run=runs/ijepa_tiny', 'samples=16']))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", script],
         cwd=elsewhere,
@@ -32,3 +35,4 @@ def test_wheel_trains_outside_the_checkout(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(str(site)), "the test ran the checkout, not the wheel"
     assert (elsewhere / "runs" / "ijepa_tiny" / "checkpoints" / "step_00000005").is_dir()
+    assert (elsewhere / "runs" / "ijepa_tiny" / "report.html").is_file()
