@@ -52,6 +52,9 @@ def assemble(recipe: Mapping[str, Any], settings: TrainSettings, accelerator: Ac
     found = tuple(first.target.x.shape[2:])
     if found != size:
         raise RecipeError(f"data.size is {size}, but the data's transform makes samples of {found}")
+    channels = first.target.x.shape[1]
+    if recipe["encoder"].get("in_chans", channels) != channels:
+        raise RecipeError(f"the data has {channels} channels: set encoder.in_chans={channels}")
     batch_transform = build(data["batch_transform"], "data.batch_transform")
     try:
         batch_transform(first)

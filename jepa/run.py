@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
 from jepa import checkpoint
 from jepa import recipe as recipes
@@ -97,16 +97,14 @@ def make_accelerator(settings: TrainSettings, run_dir: Path) -> Accelerator:
     for name in settings.trackers:
         if name not in LOGGER_TYPE_TO_CLASS:
             raise RecipeError(f"train.trackers: {name!r}: {nearest(name, map(str, LOGGER_TYPE_TO_CLASS))}")
+        if name not in map(str, get_available_trackers()):
+            raise RecipeError(f"train.trackers: {name!r} is not installed: pip install {name}, or jepa[trackers]")
     accelerator = Accelerator(
         mixed_precision="bf16" if settings.precision == "bf16" else "no",
         log_with=list(settings.trackers) or None,
         project_dir=str(run_dir),
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
-    kept = {str(tracker) for tracker in accelerator.log_with}
-    for name in settings.trackers:  # accelerate leaves out what is not installed without a word
-        if name not in kept:
-            raise RecipeError(f"train.trackers: {name!r} is not installed: pip install {name}, or jepa[trackers]")
     if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
         raise RecipeError(
             f"{accelerator.distributed_type} is not supported yet: launch with DDP (accelerate's multi-GPU)"

@@ -105,7 +105,8 @@ def test_a_run_leaves_what_is_promised(tmp_path: Path, jepa_run: Run) -> None:
     assert rows[-1]["weight_decay"] == pytest.approx(0.4)
     assert steps_kept(run_dir) == [3, 5]
     for path in (run_dir / "checkpoints").iterdir():
-        assert {file.name for file in path.iterdir()} == {"model.safetensors", "optimizer.safetensors", "state.json"}
+        names = {file.name for file in path.iterdir()}
+        assert names == {"model.safetensors", "optimizer.safetensors", "probe.safetensors", "state.json"}
     assert " MB)" in ran.log
     assert Image.open(run_dir / "masks.png").width > 100
     for shown in ("finished", "recipe.yaml", "metrics.jsonl", "step_00000005", "jepa.load("):
