@@ -245,6 +245,8 @@ def test_signals_and_clips(
         (["run=nowhere", "sample=3"], "unknown key 'sample': did you mean 'samples'?"),
         (["run=nowhere", "samples=many"], "samples='many': Input should be a valid integer"),
         (["run=nowhere", "samples=3"], "samples=3: Input should be greater than or equal to 16"),
+        (["run=nowhere", "device=gpu"], "device='gpu': Value error, give cpu, or cuda where there is a CUDA device"),
+        (["run=nowhere", "trust=[a"], "trust=[a"),
         (["nowhere"], "'nowhere' is not of the form key=value"),
     ],
 )

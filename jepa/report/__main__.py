@@ -18,16 +18,12 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from pydantic import ValidationError
-
-from jepa.build import RecipeError, refuse_unknown
+from jepa.build import RecipeError
 from jepa.checkpoint import CheckpointError
 from jepa.data.base import DataError
 from jepa.metrics import MetricsError
-from jepa.report.page import write_report
-from jepa.report.source import Settings
+from jepa.report.page import ReportSettings, write_report
+from jepa.report.source import parse
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,36 +33,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:
-        path = write_report(parse(arguments))
+        path = write_report(parse(ReportSettings, arguments, "jepa.report"))
     except (RecipeError, CheckpointError, DataError, MetricsError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(path)
     return 0
-
-
-def parse(arguments: Sequence[str]) -> Settings:
-    """The settings of a command line.
-
-    Raises:
-        RecipeError: a key or value that does not exist, or no run.
-    """
-    wrong = next((a for a in arguments if "=" not in a), None)
-    if wrong is not None:
-        raise RecipeError(f"{wrong!r} is not of the form key=value")
-    try:
-        given = OmegaConf.to_container(OmegaConf.from_dotlist(list(arguments)))
-    except OmegaConfBaseException as error:
-        raise RecipeError(str(error).splitlines()[0]) from error
-    assert isinstance(given, dict)
-    refuse_unknown([str(name) for name in given], Settings.model_fields, "")
-    if "run" not in given:
-        raise RecipeError("name a run: python -m jepa.report run=RUN_DIR")
-    try:
-        return Settings.model_validate(given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise RecipeError(f"{'.'.join(map(str, first['loc']))}={first.get('input')!r}: {first['msg']}") from error
 
 
 if __name__ == "__main__":

@@ -34,7 +34,13 @@ SECTIONS: tuple[Callable[[Run, Material], Section], ...] = (
 )
 
 
-def write_report(settings: Settings) -> Path:
+class ReportSettings(Settings):
+    """Of the report: also where it goes; by default into the run directory."""
+
+    output: str | None = None
+
+
+def write_report(settings: ReportSettings) -> Path:
     """Make the page and write it; returns where.
 
     Raises:

@@ -7,16 +7,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from torch import Tensor
+from yaml import YAMLError
 
 from jepa import checkpoint, seeding
 from jepa import recipe as recipes
-from jepa.build import RecipeError, build
+from jepa.build import RecipeError, build, refuse_unknown
 from jepa.data.base import DataError, SampleDataset
 from jepa.data.batches import MAX_CONSECUTIVE_UNREADABLE, collate
 from jepa.interfaces import Masker
@@ -31,16 +34,54 @@ POSED = 64  # samples that prediction problems are posed on
 
 
 class Settings(BaseModel):
-    """What the command line may set."""
+    """What the command line may set: the run, how many and which samples, and where the model goes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     run: str
     samples: int = Field(512, ge=16)
     seed: int = Field(0, ge=0)
-    output: str | None = None
     device: str = "cpu"
     trust: tuple[str, ...] = ()
+
+    @field_validator("device")
+    @classmethod
+    def _is_there(cls, device: str) -> str:
+        if device != "cpu" and not (device.partition(":")[0] == "cuda" and torch.cuda.is_available()):
+            raise ValueError("give cpu, or cuda where there is a CUDA device")
+        return device
+
+
+SettingsT = TypeVar("SettingsT", bound=Settings)
+
+
+def parse(kind: type[SettingsT], arguments: Sequence[str], command: str) -> SettingsT:
+    """The settings of a command line of key=value.
+
+    Args:
+        kind: of settings.
+        arguments: without the program's name.
+        command: for the error.
+
+    Raises:
+        RecipeError: a key or value that does not exist, or no run.
+    """
+    wrong = next((a for a in arguments if "=" not in a), None)
+    if wrong is not None:
+        raise RecipeError(f"{wrong!r} is not of the form key=value")
+    try:
+        given = OmegaConf.to_container(OmegaConf.from_dotlist(list(arguments)))
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise RecipeError(f"{' '.join(arguments)}: {' '.join(str(error).split())}") from error
+    assert isinstance(given, dict)
+    refuse_unknown([str(name) for name in given], kind.model_fields, "")
+    if "run" not in given:
+        raise RecipeError(f"name a run: python -m {command} run=RUN_DIR")
+    try:
+        return kind.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise RecipeError(f"{'.'.join(map(str, first['loc']))}={first.get('input')!r}: {first['msg']}") from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +91,7 @@ class Run:
     Attributes:
         path: the directory.
         pretrained: its model and recipe.
-        state: of the checkpoint that the model comes from.
+        torch: version that it was trained with.
         dataset: what it is trained on.
         steps: its length.
         rows: of metrics.jsonl.
@@ -59,7 +100,7 @@ class Run:
 
     path: Path
     pretrained: Pretrained
-    state: Mapping[str, Any]
+    torch: str
     dataset: SampleDataset
     steps: int
     rows: Sequence[Mapping[str, Any]]
@@ -111,14 +152,13 @@ def open_run(settings: Settings) -> Run:
     """
     path = Path(settings.run).expanduser()
     pretrained = load(path, trust=settings.trust, device=settings.device)
-    found = checkpoint.newest_usable(path / "checkpoints")
-    assert found is not None  # the model came from it
+    state = path / "checkpoints" / f"{checkpoint.PREFIX}{pretrained.step:08d}" / checkpoint.STATE
     dataset: SampleDataset = build(pretrained.recipe["data"]["dataset"], "data.dataset", trust=settings.trust)
     metrics = path / "metrics.jsonl"
     return Run(
         path=path,
         pretrained=pretrained,
-        state=found[1],
+        torch=json.loads(state.read_text())["torch"],
         dataset=dataset,
         steps=recipes.total_steps(recipes.train_settings(pretrained.recipe), len(dataset)),
         rows=read_metrics(metrics) if metrics.is_file() else [],
@@ -156,40 +196,37 @@ def gather(run: Run, settings: Settings, advance: Callable[[int], object]) -> Ma
     Raises:
         DataError: hardly any sample can be read, or they do not fit the encoder.
     """
-    data, model = run.recipe["data"], run.pretrained.model
-    node, where = data.get("eval_transform"), "data.eval_transform"
-    if node is None:
-        node, where = data["transform"], "data.transform"
-    transform = build(node, where, trust=settings.trust) if node else None
-    samples, skipped = draw(run.dataset, transform, settings.samples, settings.seed)
+    model = run.pretrained.model
+    samples, skipped = draw(run, settings)
     everything = collate(samples, [], [])
     x = everything.target.x
     grid = model.teacher.grid(x.shape[2:])
     tokens, pooled = encode(run.pretrained, x, max(POSED, MOST_TOKENS // prod(grid)), advance)
-    if not torch.isfinite(pooled).all():
-        raise DataError(f"the embeddings of step {run.pretrained.step} are not finite: there is nothing to show")
     batch = pose(run, samples[:POSED], grid, settings)
-    batch_transform = build(data["batch_transform"], "data.batch_transform", trust=settings.trust)
+    batch_transform = build(run.recipe["data"]["batch_transform"], "data.batch_transform", trust=settings.trust)
     output = model(batch_transform(batch.to(settings.device)))
     targets = F.layer_norm(tokens, tokens.shape[-1:]) if model.normalize_targets else tokens  # as JEPA.targets
     names = [sample.name for sample in samples]
     return Material(x, names, everything.labels, grid, tokens, targets, pooled, batch, output, skipped)
 
 
-def draw(
-    dataset: SampleDataset, transform: Callable[[Tensor], Tensor] | None, count: int, seed: int
-) -> tuple[list[Sample], list[str]]:
-    """`count` random samples, or all there are, and which could not be read.
+def draw(run: Run, settings: Settings) -> tuple[list[Sample], list[str]]:
+    """Random samples as evaluation sees them, at most as many as asked for, and which could not be read.
 
     Raises:
         DataError: fewer than two can be read, or too many in a row cannot.
     """
+    node, where = run.recipe["data"].get("eval_transform"), "data.eval_transform"
+    if node is None:
+        node, where = run.recipe["data"]["transform"], "data.transform"
+    transform = build(node, where, trust=settings.trust) if node else None
+    dataset, seed = run.dataset, settings.seed
     order = torch.randperm(len(dataset), generator=seeding.generator(seed, Stream.PROBE, len(dataset)))
     samples: list[Sample] = []
     skipped: list[str] = []
     in_a_row = 0
     for i in order.tolist():
-        if len(samples) == count or in_a_row == MAX_CONSECUTIVE_UNREADABLE:
+        if len(samples) == settings.samples or in_a_row == MAX_CONSECUTIVE_UNREADABLE:
             break
         try:
             with seeding.isolated(seed, Stream.SAMPLE, i):
@@ -207,7 +244,11 @@ def draw(
 
 
 def encode(pretrained: Pretrained, x: Tensor, keep: int, advance: Callable[[int], object]) -> tuple[Tensor, Tensor]:
-    """Tokens (m, G, D) of the first `keep` inputs at the most, and mean embeddings (n, D) of all."""
+    """Tokens (m, G, D) of the first `keep` inputs at the most, and mean embeddings (n, D) of all.
+
+    Raises:
+        DataError: they are not finite.
+    """
     tokens: list[Tensor] = []
     pooled: list[Tensor] = []
     held = 0
@@ -218,6 +259,8 @@ def encode(pretrained: Pretrained, x: Tensor, keep: int, advance: Callable[[int]
             tokens.append(found[: keep - held])
             held += len(tokens[-1])
         advance(len(part))
+    if not all(torch.isfinite(part).all() for part in pooled):
+        raise DataError(f"the embeddings of step {pretrained.step} are not finite: there is nothing to show")
     return torch.cat(tokens), torch.cat(pooled)
 
 

@@ -71,7 +71,7 @@ def facts(run: Run, material: Material) -> Section:
         ("loss", describe(recipe["criterion"])),
         *((f"regulariser {name}", describe(node)) for name, node in recipe["regularizers"].items()),
         ("precision", settings.precision),
-        ("versions", f"trained with torch {run.state.get('torch', 'unknown')}; this page: {versions()}"),
+        ("versions", f"trained with torch {run.torch}; this page: {versions()}"),
         ("skipped", skipped(run, material)),
     ]
     details = ("The whole recipe", OmegaConf.to_yaml(OmegaConf.create(dict(recipe))))
