@@ -41,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise RecipeError(f"{argument}: give a number of steps")
             counts[name] = int(value)
             arguments.remove(argument)
+        arguments = [a for a in arguments if not a.startswith(("train.steps=", "train.epochs=", "train.samples="))]
         with tempfile.TemporaryDirectory() as folder:
             recipe = recipes.load_recipe(
                 [*arguments, f"run_dir={folder}", f"train.steps={sum(counts.values()) * 2 + 1}"]

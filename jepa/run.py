@@ -19,6 +19,7 @@ from typing import Any
 
 from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from accelerate.utils import GradientAccumulationPlugin
 
 from jepa import checkpoint
 from jepa import recipe as recipes
@@ -75,14 +76,13 @@ def pretrain(recipe: Mapping[str, Any]) -> None:
             stack.enter_context(claimed(run_dir, recipe, write=accelerator.is_main_process))
         trainer = assemble(recipe, settings, accelerator)
         start = trainer.resume()
-        if start == trainer.plan.steps:
-            finished = True
-            log.info("%s is finished: nothing to do", run_dir)
-        else:
-            if accelerator.is_main_process:
+        finished = start == trainer.plan.steps
+        if accelerator.is_main_process:
+            if finished:
+                log.info("%s is finished: nothing to do", run_dir)
+            else:
                 introduce(recipe, settings, trainer, start)
-                if settings.trackers:
-                    accelerator.init_trackers("jepa", config={k: str(v) for k, v in recipes.flat(recipe)})
+        if not finished:
             finished = trainer.fit()
         if accelerator.is_main_process:
             conclude(run_dir, trainer, finished)
@@ -103,6 +103,7 @@ def make_accelerator(settings: TrainSettings, run_dir: Path) -> Accelerator:
         mixed_precision="bf16" if settings.precision == "bf16" else "no",
         log_with=list(settings.trackers) or None,
         project_dir=str(run_dir),
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # the recipe decides, not the launcher
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
     if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
@@ -147,6 +148,7 @@ def claimed(run_dir: Path, recipe: Mapping[str, Any], *, write: bool) -> Iterato
 
 
 def introduce(recipe: Mapping[str, Any], settings: TrainSettings, trainer: Trainer, start: int) -> None:
+    """Say what is about to happen, and start the trackers."""
     plan, accelerator, size = trainer.plan, trainer.accelerator, len(trainer.batches.dataset)
     masks = plan.run_dir / "masks.png"
     if len(trainer.batches.grid) == 2:
@@ -165,6 +167,8 @@ def introduce(recipe: Mapping[str, Any], settings: TrainSettings, trainer: Train
         accelerator.num_processes,
         accelerator.device.type,
     )
+    if settings.trackers:
+        accelerator.init_trackers("jepa", config={k: str(v) for k, v in recipes.flat(recipe)})
     if start:
         log.info("resumed after step %s of %s", f"{start:,}", f"{plan.steps:,}")
 

@@ -13,7 +13,9 @@ from tests.tiny import TINY
 ROWS = ("recipe", "samples/s", "tokens/s", "TFLOP/s", "matmul peak", "memory", "step", *bench.PHASES)
 
 
-@pytest.mark.parametrize("extra", [[], ["target._target_=jepa.targets.StopGradient", "train.accumulate=2"]])
+@pytest.mark.parametrize(
+    "extra", [[], ["target._target_=jepa.targets.StopGradient", "train.accumulate=2", "train.epochs=9"]]
+)
 def test_every_row_is_printed(
     extra: list[str],
     fresh_accelerate: None,

@@ -19,7 +19,7 @@ from jepa.assemble import assemble
 from jepa.metrics import MetricsError, MetricsFile, read_metrics
 from jepa.run import make_accelerator
 from jepa.trainer import Trainer
-from tests.conftest import Ran
+from tests.conftest import Ran, forget_accelerate
 from tests.tiny import TINY, losses, steps_kept, weights
 
 Run = Callable[..., Ran]
@@ -233,6 +233,15 @@ def test_gradients_are_clipped(tmp_path: Path, fresh_accelerate: None) -> None:
     bound = min(free) / 2
     assert gradient_norms(tmp_path / "clipped", f"train.clip_norm={bound}") == pytest.approx([bound] * 4, rel=1e-3)
     assert gradient_norms(tmp_path / "loose", "train.clip_norm=1e9")[0] == pytest.approx(free[0])
+
+
+def test_the_launcher_does_not_scale_gradients(
+    tmp_path: Path, fresh_accelerate: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = gradient_norms(tmp_path / "alone")
+    forget_accelerate()
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    assert gradient_norms(tmp_path / "launched") == expected
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path: Path, jepa_run: Run) -> None:
