@@ -5,7 +5,7 @@ Keys:
     data=NAME            labelled data of another group (data.root=DIR, data.test_root=DIR, ... as in recipes);
                          by default the run's own
     probes=[...]         knn, linear, lowshot, regression (the default), attentive (as in V-JEPA), attentive_deep (as in
-                         V-JEPA 2)
+                         V-JEPA 2), finetune; linear also takes the last four blocks, concatenated ("last4")
     which=target         target or context encoder
     seeds=[0]            of splits, draws and random initialisation
     limit=N              at most so many training and test samples
@@ -23,76 +23,26 @@ import csv
 import json
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 from safetensors.torch import save_file
-from torch import Tensor
 
 from jepa import recipe as recipes
-from jepa.build import RecipeError, build, build_model, nearest, refuse_unknown
+from jepa.build import RecipeError, nearest, refuse_unknown
 from jepa.checkpoint import CheckpointError
 from jepa.data.base import DataError
-from jepa.loading import Pretrained, load
-from jepa.probes.attentive_fit import AttentiveSettings, attentive_probe
-from jepa.probes.base import Labelled, Score, accuracy
-from jepa.probes.features import Features, cached, encoder_features, extract, pixel_features
-from jepa.probes.knn import knn_probe
-from jepa.probes.linear import LinearSettings, linear_probe
-from jepa.probes.lowshot import low_shot
-from jepa.probes.ridge import ridge_probe
-from jepa.probes.splits import held_out_split, random_split
-from jepa.seeding import Stream, key
+from jepa.loading import load
+from jepa.probes.features import encoder_features
+from jepa.probing import Row, Settings, Sources, evaluate
 
 log = logging.getLogger("jepa")
-
-Name = Literal["knn", "linear", "lowshot", "regression", "attentive", "attentive_deep"]
-SOURCES = ("model", "random_init", "pixels")
-LOW_SHOT = LinearSettings(lrs=(1e-1,), min_steps=200, splits=3)  # a small grid: it is searched ten times
-HELD_OUT = 0.2  # of the labelled samples, where there is no test set
-
-
-class Settings(BaseModel):
-    """What the command line may set, besides data."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    run: str
-    probes: tuple[Name, ...] = ("knn", "linear", "lowshot", "regression")
-    which: Literal["target", "context"] = "target"
-    seeds: tuple[int, ...] = (0,)
-    limit: int | None = None
-    device: str = "cpu"
-    embed: str | None = None
-    trust: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of evaluation.json."""
-
-    task: str
-    probe: str
-    features: str
-    metric: str
-    score: float
-    seed: int
-    details: Mapping[str, Any]
-
-
-@dataclass(frozen=True, eq=False)
-class Split:
-    """Labelled features of training and test samples from one source."""
-
-    train: Features
-    test: Features
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -105,10 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings, overrides = parse(arguments)
         model = load(settings.run, trust=settings.trust, device=settings.device)
         data = labelled_data(model.recipe["data"], overrides)
+        sources = Sources(model, data, settings)
         if settings.embed:
-            print(embed(model, data, settings))
+            print(embed(sources, Path(settings.embed)))
             return 0
-        rows = evaluate(model, data, settings)
+        rows = evaluate(sources)
         write(rows, Path(settings.run))
         print(table(rows))
         print(f"\n{Path(settings.run) / 'evaluation.json'}")
@@ -165,170 +116,16 @@ def labelled_data(own: Mapping[str, Any], overrides: Sequence[str]) -> dict[str,
     return {**data["data"], "batch_transform": own["batch_transform"]}
 
 
-def evaluate(model: Pretrained, data: Mapping[str, Any], settings: Settings) -> list[Row]:
-    """Rows of every probe, on every label it can use, for every seed.
+def embed(sources: Sources, path: Path) -> str:
+    """Write embeddings of the training samples with their names and labels; returns what was written.
 
     Raises:
-        DataError: there are no labels.
+        RecipeError: a file that is neither .safetensors nor .parquet.
     """
-    names, splits = gather(model, data, settings)
-    if not names:
-        raise DataError("the data has no labels to probe: use sub-folders, a list with labels, or another data=NAME")
-    rows: list[Row] = []
-    for seed in settings.seeds:
-        sources = splits(seed)
-        for label, classes in names.items():
-            first = sources["model"].train.labels[label]
-            numeric = classes is None or first.is_floating_point()
-            for probe in settings.probes:
-                if (probe == "regression") == numeric:
-                    rows += probe_rows(probe, label, sources, seed, settings.device)
-    return rows
-
-
-def gather(
-    model: Pretrained, data: Mapping[str, Any], settings: Settings
-) -> tuple[dict[str, list[str] | None], Callable[[int], dict[str, Split]]]:
-    """Names of the labels, and for a seed the split features of each source."""
-    nodes = data.get("labelled") or {"train": data["dataset"], "test": None}
-    train = build(nodes["train"], "data.labelled.train", trust=settings.trust)
-    test_node = nodes["test"]
-    given = test_node is not None and test_node.get("root", "") is not None
-    test = build(test_node, "data.labelled.test", trust=settings.trust) if given else None
-    names = train.label_names
-    if test is not None and test.label_names != names:
-        raise DataError(f"training and test labels differ: {names} and {test.label_names}")
-    tokens = any(probe.startswith("attentive") for probe in settings.probes)
-
-    def features(source: str, seed: int, dataset: Any, part: str) -> Features:
-        normalize = model.normalize
-        encode = pixel_features(normalize)
-        if source != "pixels":
-            encoder = model.encoder(settings.which) if source == "model" else random_encoder(model, seed, settings)
-            encode = encoder_features(encoder, normalize, tokens=tokens)
-        identity = {
-            "source": source,
-            "weights": model.fingerprint if source == "model" else seed if source == "random_init" else None,
-            "encoder": model.recipe["encoder"],
-            "which": settings.which,
-            "tokens": tokens,
-            "data": [dataset.fingerprint, data["eval_transform"], data["batch_transform"], data["size"]],
-            "limit": settings.limit,
-            "part": part,
-        }
-        return cached(
-            Path(settings.run) / "features",
-            identity,
-            lambda: extract_part(dataset, data, encode, settings, f"{source}, {part}"),
-        )
-
-    def splits(seed: int) -> dict[str, Split]:
-        found = {}
-        for source in SOURCES:
-            fit = features(source, seed, train, "train")
-            if test is not None:
-                found[source] = Split(fit, features(source, seed, test, "test"))
-            else:
-                keep, held = hold_out(fit, names, seed)
-                found[source] = Split(fit.take(keep), fit.take(held))
-        return found
-
-    return names, splits
-
-
-def hold_out(features: Features, names: Mapping[str, list[str] | None], seed: int) -> tuple[Tensor, Tensor]:
-    """Rows to train and to test on, in proportion to the first label of classes."""
-    classes = next((features.labels[name] for name, known in names.items() if known is not None), None)
-    if classes is None:
-        return random_split(len(features), HELD_OUT, seed)
-    return held_out_split(classes, HELD_OUT, seed)
-
-
-def extract_part(dataset: Any, data: Mapping[str, Any], encode: Callable, settings: Settings, title: str) -> Features:
-    node = data["eval_transform"]
-    transform = build(node, "data.eval_transform", trust=settings.trust) if node else None
-    indices = None
-    if settings.limit is not None and settings.limit < len(dataset):
-        generator = torch.Generator().manual_seed(key(0, Stream.PROBE, 100))
-        indices = torch.randperm(len(dataset), generator=generator)[: settings.limit].sort().values.tolist()
-    return extract(dataset, transform, encode, indices=indices, workers=data["workers"], title=title)
-
-
-def random_encoder(model: Pretrained, seed: int, settings: Settings) -> Any:
-    """An untrained encoder of the same architecture."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(key(seed, Stream.PROBE, 101))
-        fresh = build_model(model.recipe, trust=settings.trust)
-    return fresh.encoder.eval().requires_grad_(False).to(settings.device)
-
-
-def probe_rows(probe: Name, label: str, sources: Mapping[str, Split], seed: int, device: str) -> list[Row]:
-    """One probe on one label: a row for each source of features, and chance."""
-    rows: list[Row] = []
-    for source, split in sources.items():
-        for kind in split.train.x:
-            if (kind == "tokens") != probe.startswith("attentive") or (kind == "last4" and probe != "linear"):
-                continue
-            train = Labelled(split.train.x[kind], split.train.labels[label])
-            test = Labelled(split.test.x[kind], split.test.labels[label])
-            suffix = "" if kind in ("last", "tokens") else f" {kind}"
-            for name, score, details in run_probe(probe, train, test, label, seed, device):
-                rows.append(Row(label, f"{name}{suffix}", source, score.metric, score.score, seed, details))
-    split = sources["model"]
-    y, y_test = split.train.labels[label], split.test.labels[label]
-    for name in dict.fromkeys(row.probe for row in rows if " last4" not in row.probe):
-        if probe == "regression":
-            metric, chance = "r2", 0.0
-        else:
-            metric, chance = "accuracy", accuracy(y.mode().values.expand_as(y_test), y_test)
-        rows.append(Row(label, name, "chance", metric, chance, seed, {}))
-    return rows
-
-
-def run_probe(
-    probe: Name, train: Labelled, test: Labelled, label: str, seed: int, device: str
-) -> list[tuple[str, Score, dict[str, Any]]]:
-    """(name, score, details) of a probe; low-shot gives one for each share of the labels."""
-    if probe == "lowshot":
-        found = []
-        for fraction in (0.01, 0.1):
-            draws = low_shot(train, test, fraction=fraction, settings=LOW_SHOT, seed=seed, device=device)
-            score = Score("accuracy", draws.mean, float("nan"), {}, draws.scores[0].predictions, {})
-            details = {"spread": draws.spread, "draws": len(draws.scores), "labelled": draws.samples}
-            found.append((f"linear, {fraction:.0%} of labels", score, details))
-        return found
-    if probe == "knn":
-        ks = [k for k in (10, 20, 100, 200) if k <= 0.6 * len(train)] or [max(1, len(train) // 4)]
-        score = knn_probe(train, test, ks=ks, seed=seed)
-    elif probe == "linear":
-        score = linear_probe(train, test, seed=seed, device=device)
-    elif probe == "regression":
-        score = ridge_probe(train, test, seed=seed)
-    else:
-        settings = AttentiveSettings.vjepa(heads_for(train)) if probe == "attentive" else deep_settings(train)
-        score = attentive_probe(train, test, settings, seed=seed, device=device)
-    return [(probe, score, {"chosen": dict(score.chosen), **score.details})]
-
-
-def heads_for(train: Labelled, most: int = 16) -> int:
-    """The largest number of heads up to `most` that divides the width."""
-    width = train.x.shape[-1]
-    return next(heads for heads in range(min(most, width), 0, -1) if width % heads == 0)
-
-
-def deep_settings(train: Labelled) -> AttentiveSettings:
-    return AttentiveSettings.vjepa2(heads_for(train))
-
-
-def embed(model: Pretrained, data: Mapping[str, Any], settings: Settings) -> str:
-    """Write embeddings of the training samples with their names and labels; returns what was written."""
-    assert settings.embed is not None
-    path = Path(settings.embed)
     if path.suffix not in (".safetensors", ".parquet"):
         raise RecipeError(f"embed={path}: give a file that ends in .safetensors or .parquet")
-    dataset = build((data.get("labelled") or {"train": data["dataset"]})["train"], "data", trust=settings.trust)
-    encode = encoder_features(model.encoder(settings.which), model.normalize, tokens=False)
-    features = extract_part(dataset, data, encode, settings, "embeddings")
+    encode = encoder_features(sources.encoder("model", 0), sources.model.normalize, tokens=False)
+    features = sources.extract(sources.train, encode, "embeddings")
     if path.suffix == ".parquet":
         from pandas import DataFrame  # an extra: pip install jepa[parquet]
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from jepa import evaluate, run
+from jepa import evaluate, probing, run
 from jepa.data import Shapes
 from jepa.probes import features
 from jepa.probes.linear import LinearSettings, linear_probe
@@ -35,8 +35,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """How probes are chosen is under test here, not how well they are trained."""
-    monkeypatch.setattr(evaluate, "LOW_SHOT", FEW_STEPS)
-    monkeypatch.setattr(evaluate, "linear_probe", partial(linear_probe, settings=FEW_STEPS))
+    monkeypatch.setattr(probing, "LOW_SHOT", FEW_STEPS)
+    monkeypatch.setattr(probing, "linear_probe", partial(linear_probe, settings=FEW_STEPS))
 
 
 def rows_of(folder: Path) -> list[dict]:
@@ -68,7 +68,7 @@ def test_features_are_kept_and_used_again(trained: Path, monkeypatch: pytest.Mon
     def never(*arguments: object, **named: object) -> None:
         raise AssertionError("features were extracted again")
 
-    monkeypatch.setattr(evaluate, "extract", never)
+    monkeypatch.setattr(probing, "extract", never)
     assert evaluate.main(command) == 0
     assert rows_of(trained) == before
     with pytest.raises(AssertionError):
@@ -88,7 +88,7 @@ def test_no_test_label_is_used_for_any_choice(trained: Path, monkeypatch: pytest
         order = torch.randperm(len(found), generator=torch.Generator().manual_seed(1))
         return features.Features(found.x, {n: y[order] for n, y in found.labels.items()}, found.names)
 
-    monkeypatch.setattr(evaluate, "cached", shuffled)
+    monkeypatch.setattr(probing, "cached", shuffled)
     assert evaluate.main(command) == 0
     wrong = rows_of(trained)
     strip = [{k: v for k, v in row.items() if k not in ("score", "details")} for row in wrong]
@@ -101,6 +101,15 @@ def test_attentive_probes_run_on_tokens(trained: Path) -> None:
     command = [f"run={trained}", "data=shapes", "data.labelled.train.count=60", "data.labelled.test.count=30"]
     assert evaluate.main([*command, "probes=[attentive]"]) == 0
     assert {row["features"] for row in rows_of(trained)} >= {"model", "random_init", "chance"}
+
+
+def test_fine_tuning_stands_beside_training_from_scratch(trained: Path) -> None:
+    command = [f"run={trained}", "data=digits", "data.dataset.placed=false", "data.dataset.copies=1", "limit=64"]
+    assert evaluate.main([*command, "probes=[finetune]"]) == 0
+    before = rows_of(trained)
+    assert {row["features"] for row in before} == {"model", "random_init", "chance"}
+    assert evaluate.main([*command, "probes=[finetune]"]) == 0
+    assert rows_of(trained) == before
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".parquet"])

@@ -15,7 +15,19 @@ FLOORS: list[set[str]] = [
     {"maskers", "encoders", "predictors", "targets", "losses", "data"},
     {"model", "optim", "checkpoint", "build"},
     {"trainer", "probes", "metrics", "pictures"},
-    {"run", "evaluate", "report", "convert", "bench", "recipe", "loading", "assemble", "dry_run", "__init__"},
+    {
+        "run",
+        "evaluate",
+        "report",
+        "convert",
+        "bench",
+        "recipe",
+        "loading",
+        "assemble",
+        "dry_run",
+        "probing",
+        "__init__",
+    },
 ]
 PARTS, TOP = 2, len(FLOORS) - 1
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -69,7 +69,8 @@ class InOrder(Dataset[Sample | str]):
         return Sample(self.transform(sample.x), sample.labels, sample.name) if self.transform else sample
 
 
-def _keep(samples: list[Sample | str]) -> list[Sample | str]:
+def keep(samples: list[Sample | str]) -> list[Sample | str]:
+    """Collate nothing."""
     return samples
 
 
@@ -99,7 +100,7 @@ def extract(
     """
     chosen = range(len(dataset)) if indices is None else indices
     items = InOrder(dataset, transform, chosen)
-    loader = DataLoader(items, batch_size=batch_size, num_workers=workers, collate_fn=_keep)
+    loader = DataLoader(items, batch_size=batch_size, num_workers=workers, collate_fn=keep)
     parts: list[dict[str, Tensor]] = []
     read: list[Sample] = []
     for found in tqdm(loader, desc=title, unit="batch", leave=False, dynamic_ncols=True, disable=None):

@@ -1,0 +1,273 @@
+"""Features of labelled data from a model and its baselines, and the probes that run on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from jepa.build import build, build_model
+from jepa.data.base import DataError, SampleDataset
+from jepa.interfaces import Encoder
+from jepa.loading import Pretrained
+from jepa.probes.attentive_fit import AttentiveSettings, attentive_probe
+from jepa.probes.base import Labelled, Score, accuracy
+from jepa.probes.features import Features, InOrder, cached, encoder_features, extract, pixel_features
+from jepa.probes.finetune import finetune
+from jepa.probes.knn import knn_probe
+from jepa.probes.linear import LinearSettings, linear_probe
+from jepa.probes.lowshot import low_shot
+from jepa.probes.ridge import ridge_probe
+from jepa.probes.splits import held_out_split, random_split
+from jepa.seeding import Stream, key
+
+Name = Literal["knn", "linear", "lowshot", "regression", "attentive", "attentive_deep", "finetune"]
+SOURCES = ("model", "random_init", "pixels")
+LOW_SHOT = LinearSettings(lrs=(1e-1,), min_steps=200, splits=3)  # a small grid: it is searched ten times
+HELD_OUT = 0.2  # of the labelled samples, where there is no test set
+
+
+class Settings(BaseModel):
+    """What the command line may set, besides data."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    run: str
+    probes: tuple[Name, ...] = ("knn", "linear", "lowshot", "regression")
+    which: Literal["target", "context"] = "target"
+    seeds: tuple[int, ...] = (0,)
+    limit: int | None = None
+    device: str = "cpu"
+    embed: str | None = None
+    trust: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of evaluation.json."""
+
+    task: str
+    probe: str
+    features: str
+    metric: str
+    score: float
+    seed: int
+    details: Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Labelled features of training and test samples from one source."""
+
+    train: Features
+    test: Features
+
+
+class Sources:
+    """Labelled samples, as features of the model, of a randomly initialised encoder, and as pixels.
+
+    Args:
+        model: the run.
+        data: the section `data` of a recipe.
+        settings: of the command line.
+
+    Raises:
+        DataError: no labels, or training and test labels that differ.
+    """
+
+    def __init__(self, model: Pretrained, data: Mapping[str, Any], settings: Settings) -> None:
+        self.model, self.data, self.settings = model, data, settings
+        nodes = data.get("labelled") or {"train": data["dataset"], "test": None}
+        self.train: SampleDataset = self._build(nodes["train"], "data.labelled.train")
+        node = nodes["test"]
+        given = node is not None and node.get("root", "") is not None
+        self.test: SampleDataset | None = self._build(node, "data.labelled.test") if given else None
+        self.labels = self.train.label_names
+        if self.test is not None and self.test.label_names != self.labels:
+            raise DataError(f"training and test labels differ: {self.labels} and {self.test.label_names}")
+
+    def splits(self, seed: int) -> dict[str, Split]:
+        """Training and test features of each source."""
+        found = {}
+        for source in SOURCES:
+            fit = self.features(source, seed, self.train, "train")
+            if self.test is not None:
+                found[source] = Split(fit, self.features(source, seed, self.test, "test"))
+            else:
+                kept, held = self._hold_out(fit, seed)
+                found[source] = Split(fit.take(kept), fit.take(held))
+        return found
+
+    def features(self, source: str, seed: int, dataset: SampleDataset, part: str) -> Features:
+        """Features of a dataset, from the cache in the run directory if they are there."""
+        data, settings, model = self.data, self.settings, self.model
+        tokens = any(probe.startswith("attentive") for probe in settings.probes)
+        identity = {
+            "source": source,
+            "weights": {"model": model.fingerprint, "random_init": seed, "pixels": None}[source],
+            "encoder": model.recipe["encoder"],
+            "which": settings.which,
+            "tokens": tokens,
+            "data": [dataset.fingerprint, data["eval_transform"], data["batch_transform"], data["size"]],
+            "limit": settings.limit,
+            "part": part,
+        }
+
+        def make() -> Features:
+            encode = pixel_features(model.normalize)
+            if source != "pixels":
+                encode = encoder_features(self.encoder(source, seed), model.normalize, tokens=tokens)
+            return self.extract(dataset, encode, f"{source}, {part}")
+
+        return cached(Path(settings.run) / "features", identity, make)
+
+    def extract(self, dataset: SampleDataset, encode: Callable, title: str) -> Features:
+        indices = None
+        if self.settings.limit is not None and self.settings.limit < len(dataset):
+            generator = torch.Generator().manual_seed(key(0, Stream.PROBE, 100))
+            indices = torch.randperm(len(dataset), generator=generator)[: self.settings.limit].sort().values.tolist()
+        workers = self.data["workers"]
+        return extract(dataset, self.transform, encode, indices=indices, workers=workers, title=title)
+
+    def encoder(self, source: str, seed: int) -> Encoder:
+        """The model's encoder, or an untrained one of the same architecture."""
+        if source == "model":
+            return self.model.encoder(self.settings.which)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(key(seed, Stream.PROBE, 101))
+            fresh = build_model(self.model.recipe, trust=self.settings.trust)
+        return fresh.encoder.eval().requires_grad_(False).to(self.settings.device)
+
+    def items(self, seed: int) -> tuple[InOrder, InOrder]:
+        """Transformed training and test samples, for what trains on inputs."""
+        if self.test is not None:
+            parts = [(self.train, list(range(len(self.train)))), (self.test, list(range(len(self.test))))]
+        else:
+            parts = [(self.train, rows.tolist()) for rows in random_split(len(self.train), HELD_OUT, seed)]
+        limit = self.settings.limit
+        kept, held = (InOrder(dataset, self.transform, rows[:limit]) for dataset, rows in parts)
+        return kept, held
+
+    @cached_property
+    def transform(self) -> Callable[[Tensor], Tensor] | None:
+        node = self.data["eval_transform"]
+        return self._build(node, "data.eval_transform") if node else None
+
+    def _build(self, node: Mapping[str, Any], where: str) -> Any:
+        return build(node, where, trust=self.settings.trust)
+
+    def _hold_out(self, features: Features, seed: int) -> tuple[Tensor, Tensor]:
+        """Rows to train and to test on, in proportion to the first label of classes."""
+        classes = next((features.labels[name] for name, known in self.labels.items() if known is not None), None)
+        if classes is None:
+            return random_split(len(features), HELD_OUT, seed)
+        return held_out_split(classes, HELD_OUT, seed)
+
+
+def evaluate(sources: Sources) -> list[Row]:
+    """Rows of every probe, on every label it can use, for every seed.
+
+    Raises:
+        DataError: there are no labels.
+    """
+    settings = sources.settings
+    if not sources.labels:
+        raise DataError("the data has no labels to probe: use sub-folders, a list with labels, or another data=NAME")
+    rows: list[Row] = []
+    for seed in settings.seeds:
+        splits = sources.splits(seed)
+        for label, classes in sources.labels.items():
+            numeric = classes is None
+            for probe in settings.probes:
+                if (probe == "regression") != numeric:
+                    continue
+                if probe == "finetune":
+                    found = finetune_rows(sources, label, seed)
+                else:
+                    found = probe_rows(probe, label, splits, seed, settings.device)
+                model = splits["model"]
+                rows += found + chances(found, model.train.labels[label], model.test.labels[label])
+    return rows
+
+
+def chances(rows: list[Row], y: Tensor, y_test: Tensor) -> list[Row]:
+    """Beside each probe the score of the most frequent class, or of the mean."""
+    found = {}
+    for row in rows:
+        score = 0.0 if row.metric == "r2" else accuracy(y.mode().values.expand_as(y_test), y_test)
+        found[row.probe] = Row(row.task, row.probe, "chance", row.metric, score, row.seed, {})
+    return [row for probe, row in found.items() if not probe.endswith(" last4")]
+
+
+def probe_rows(probe: Name, label: str, sources: Mapping[str, Split], seed: int, device: str) -> list[Row]:
+    """One probe on one label: a row for each source of features."""
+    rows: list[Row] = []
+    for source, split in sources.items():
+        for kind in split.train.x:
+            if (kind == "tokens") != probe.startswith("attentive") or (kind == "last4" and probe != "linear"):
+                continue
+            train = Labelled(split.train.x[kind], split.train.labels[label])
+            test = Labelled(split.test.x[kind], split.test.labels[label])
+            suffix = "" if kind in ("last", "tokens") else f" {kind}"
+            for name, score, details in run_probe(probe, train, test, label, seed, device):
+                rows.append(Row(label, f"{name}{suffix}", source, score.metric, score.score, seed, details))
+    return rows
+
+
+def finetune_rows(sources: Sources, label: str, seed: int) -> list[Row]:
+    """The model fine-tuned, and the same architecture trained from scratch."""
+    train, test = sources.items(seed)
+    rows = []
+    for source in ("model", "random_init"):
+        score = finetune(
+            sources.encoder(source, seed),
+            sources.model.normalize,
+            train,
+            test,
+            label,
+            seed=seed,
+            workers=sources.data["workers"],
+        )
+        rows.append(Row(label, "finetune", source, "accuracy", score, seed, {}))
+    return rows
+
+
+def run_probe(
+    probe: Name, train: Labelled, test: Labelled, label: str, seed: int, device: str
+) -> list[tuple[str, Score, dict[str, Any]]]:
+    """(name, score, details) of a probe; low-shot gives one for each share of the labels."""
+    if probe == "lowshot":
+        found = []
+        for fraction in (0.01, 0.1):
+            draws = low_shot(train, test, fraction=fraction, settings=LOW_SHOT, seed=seed, device=device)
+            score = Score("accuracy", draws.mean, float("nan"), {}, draws.scores[0].predictions, {})
+            details = {"spread": draws.spread, "draws": len(draws.scores), "labelled": draws.samples}
+            found.append((f"linear, {fraction:.0%} of labels", score, details))
+        return found
+    if probe == "knn":
+        ks = [k for k in (10, 20, 100, 200) if k <= 0.6 * len(train)] or [max(1, len(train) // 4)]
+        score = knn_probe(train, test, ks=ks, seed=seed)
+    elif probe == "linear":
+        score = linear_probe(train, test, seed=seed, device=device)
+    elif probe == "regression":
+        score = ridge_probe(train, test, seed=seed)
+    else:
+        settings = AttentiveSettings.vjepa(heads_for(train)) if probe == "attentive" else deep_settings(train)
+        score = attentive_probe(train, test, settings, seed=seed, device=device)
+    return [(probe, score, {"chosen": dict(score.chosen), **score.details})]
+
+
+def heads_for(train: Labelled, most: int = 16) -> int:
+    """The largest number of heads up to `most` that divides the width."""
+    width = train.x.shape[-1]
+    return next(heads for heads in range(min(most, width), 0, -1) if width % heads == 0)
+
+
+def deep_settings(train: Labelled) -> AttentiveSettings:
+    return AttentiveSettings.vjepa2(heads_for(train))
