@@ -10,9 +10,13 @@ RUN_DIR ?= runs/demo
 .DELETE_ON_ERROR:
 
 demo: .venv/ready
-	@echo "== Pretraining recipe ijepa_tiny on rendered shapes (a few minutes on two cores) into $(RUN_DIR)"
-	@echo "== The same command again resumes or, at its end, says so; RUN_DIR=... trains anew"
+	@echo "== Pretraining recipe ijepa_tiny on rendered shapes (minutes on two cores) into $(RUN_DIR)"
+	@echo "== The same command again resumes it or, at its end, says so; RUN_DIR=... trains anew"
 	$(BIN)/python -m jepa.run recipe=ijepa_tiny run_dir=$(RUN_DIR)
+	@echo "== Probing the frozen encoder beside raw pixels, a random initialisation and chance"
+	$(BIN)/python -m jepa.evaluate run=$(RUN_DIR) limit=2000 "probes=[knn,linear,regression]"
+	@echo "== Drawing the report"
+	$(BIN)/python -m jepa.report run=$(RUN_DIR)
 
 test: .venv/ready
 	@echo "== Running the tests on two processes"

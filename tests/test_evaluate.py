@@ -18,7 +18,7 @@ from jepa.probes.linear import LinearSettings, linear_probe
 from tests.conftest import forget_accelerate
 from tests.tiny import TINY
 
-FEW_STEPS = LinearSettings(lrs=(0.1,), weight_decays=(1e-1, 1e-3), epochs=1, min_steps=40)
+FEW_STEPS = LinearSettings(lrs=(0.1,), weight_decays=(1e-1, 1e-3), epochs=1, min_steps=10)
 QUICK = ("data=shapes", "limit=120")
 SMALL = ("data.labelled.train.count=120", "data.labelled.test.count=80")
 
