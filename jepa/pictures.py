@@ -72,7 +72,8 @@ def shade(picture: Tensor, seen: Tensor) -> Tensor:
 
 def outline(picture: Tensor, block: Tensor, width: int = 1) -> Tensor:
     """A frame in the target colour just inside a block: (3, H, W), (H, W) -> (3, H, W)."""
-    inner = -F.max_pool2d(-block[None, None].float(), 2 * width + 1, stride=1, padding=width)[0, 0] > 0
+    edged = F.pad(block[None, None].float(), [width] * 4)  # what lies outside the picture is no part of the block
+    inner = -F.max_pool2d(-edged, 2 * width + 1, stride=1)[0, 0] > 0
     return torch.where(block & ~inner, _colour(TARGET), picture)
 
 

@@ -19,6 +19,7 @@ FLOORS: list[set[str]] = [
         "run",
         "evaluate",
         "report",
+        "explore",
         "convert",
         "bench",
         "recipe",

@@ -112,6 +112,11 @@ def test_outline_is_inside_the_block() -> None:
     assert not changed[2:5, 2:5].any()
 
 
+def test_outline_is_closed_at_the_edge_of_the_picture() -> None:
+    changed = (outline(torch.ones(3, 4, 5), torch.ones(4, 5, dtype=torch.bool)) != 1).any(0)
+    assert int(changed.sum()) == 4 * 5 - 2 * 3
+
+
 def test_heat_gets_brighter_with_the_value() -> None:
     brightness = heat(torch.zeros(3, 1, 64), torch.linspace(0, 1, 64)[None]).sum(0)[0]
     assert bool((brightness.diff() > 0).all())
