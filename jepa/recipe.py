@@ -269,7 +269,10 @@ def length(value: int | str, where: str, *, steps: int, batch_size: int, dataset
 def difference(stored: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Keys that differ and matter, as "key: stored -> new"."""
     a, b = dict(flat(stored)), dict(flat(new))
-    keys = [k for k in {**a, **b} if not any(k == free or k.startswith(f"{free}.") for free in FREE_KEYS)]
+    together = "train.accumulate" if new.get("regularizers") else None  # they look at a micro-batch's tokens together
+    keys = [
+        k for k in {**a, **b} if k == together or not any(k == free or k.startswith(f"{free}.") for free in FREE_KEYS)
+    ]
     absent = "(absent)"
     return [f"{k}: {a.get(k, absent)} -> {b.get(k, absent)}" for k in keys if a.get(k, absent) != b.get(k, absent)]
 

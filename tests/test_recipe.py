@@ -179,6 +179,12 @@ def test_a_stored_recipe_reads_back_equal(tmp_path: Path) -> None:
     assert recipes.difference(recipes.read(tmp_path / "recipe.yaml"), recipe) == []
 
 
+def test_micro_batches_are_free_unless_a_term_looks_at_them_together() -> None:
+    assert recipes.difference(settled(), settled("train.accumulate=2")) == ["train.accumulate: 1 -> 2"]
+    alone = "~regularizers.vicreg"
+    assert recipes.difference(settled(alone), settled(alone, "train.accumulate=2")) == []
+
+
 def test_difference_names_keys_that_matter() -> None:
     old, new = settled(), settled("data.workers=3", "train.log_every=7", "run_dir=x", "seed=1", "~encoder.drop_path")
     assert recipes.difference(old, new) == ["seed: 0 -> 1", "encoder.drop_path: 0.0 -> (absent)"]

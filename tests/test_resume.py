@@ -20,7 +20,7 @@ from jepa import checkpoint
 from jepa.metrics import read_metrics
 from jepa.trainer import Trainer
 from tests.conftest import Ran
-from tests.tiny import TINY, losses, steps_kept, weights
+from tests.tiny import TINY, images, losses, steps_kept, weights
 
 Run = Callable[..., Ran]
 
@@ -245,8 +245,6 @@ def test_a_recipe_that_never_began_may_be_corrected(tmp_path: Path, jepa_run: Ru
 
 
 def test_changed_data_is_refused(tmp_path: Path, jepa_run: Run) -> None:
-    from tests.test_run import images
-
     root = images(tmp_path / "pictures", 9)
     command = [*TINY, "data=images", f"data.root={root}", f"run_dir={tmp_path / 'run'}"]
     assert jepa_run(*command).status == 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
 from torch import Tensor
 
 from jepa import checkpoint
@@ -40,3 +42,12 @@ def weights(run_dir: Path) -> dict[str, Tensor]:
 
 def steps_kept(run_dir: Path) -> list[int]:
     return [checkpoint.step_of(path) for path in checkpoint.complete(run_dir / "checkpoints")]
+
+
+def images(folder: Path, count: int) -> Path:
+    """A folder of pictures in a sub-folder."""
+    rng = np.random.default_rng(0)
+    (folder / "some").mkdir(parents=True)
+    for i in range(count):
+        Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(folder / "some" / f"{i:02}.jpg")
+    return folder
