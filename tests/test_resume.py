@@ -102,17 +102,20 @@ def test_killed_at_a_random_step_the_losses_are_the_same(tmp_path: Path, jepa_ru
     assert_same_weights(tmp_path / "killed", tmp_path / "whole")
 
 
-def test_ctrl_c_reaches_every_process_and_a_checkpoint_is_written(tmp_path: Path, jepa_run: Run) -> None:
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_reaches_every_process_leaves_a_checkpoint(
+    signum: signal.Signals, tmp_path: Path, jepa_run: Run
+) -> None:
     command = [*TINY, "train.steps=4000", "data.workers=1", "train.accumulate=2", f"run_dir={tmp_path}"]
     process = start(*command)
     wait_for_rows(tmp_path, 3, process)
-    os.killpg(process.pid, signal.SIGINT)
-    os.killpg(process.pid, signal.SIGINT)  # a launcher passes it on
+    os.killpg(process.pid, signum)
+    os.killpg(process.pid, signum)  # a launcher passes it on
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     (step,) = steps_kept(tmp_path)
-    assert f"stopped after step {step} (SIGINT)" in out
-    assert "SIGINT: writing a checkpoint, then stopping" in err
+    assert f"stopped after step {step} ({signum.name})" in out
+    assert f"{signum.name}: writing a checkpoint, then stopping" in err
     assert "Traceback" not in err
     assert max(losses(tmp_path)) == step
 

@@ -21,6 +21,7 @@ from jepa.seeding import Stream
 from jepa.types import Indices, JepaBatch, Masks, Sample, Task, UnreadableSample, View
 
 MAX_CONSECUTIVE_UNREADABLE = 64
+LAST_SECONDS = 30  # that a data worker lives on after SIGTERM
 
 
 class Batches(Dataset[JepaBatch]):
@@ -235,7 +236,7 @@ def loader(
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
         prefetch_factor=2 if workers else None,
-        worker_init_fn=_leave_interrupts_to_the_main_process,
+        worker_init_fn=_leave_signals_to_the_main_process,
         generator=torch.Generator(),  # otherwise the loader draws from the trainer's global one
     )
 
@@ -244,5 +245,7 @@ def _as_is(batch: Any) -> Any:
     return batch
 
 
-def _leave_interrupts_to_the_main_process(_worker: int) -> None:
+def _leave_signals_to_the_main_process(_worker: int) -> None:
+    """A terminal or a scheduler signals workers too, but the main process still needs them for its last step."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(LAST_SECONDS))
