@@ -125,7 +125,7 @@ def test_a_signal_that_reaches_every_process_leaves_a_checkpoint(
 def test_a_signal_writes_a_checkpoint_and_ends_well(
     signum: signal.Signals, stop_at: int, tmp_path: Path, jepa_run: Run, during_step: Any, monkeypatch: Any
 ) -> None:
-    command = [*TINY, "train.steps=6", "train.log_every=2"]
+    command = [*TINY, "train.steps=6", "train.log_every=2", "train.watch_every=2"]
     handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with monkeypatch.context():
         during_step(stop_at, lambda: os.kill(os.getpid(), signum))
