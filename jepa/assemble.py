@@ -18,8 +18,8 @@ from jepa.data.batches import Batches
 from jepa.interfaces import Encoder, Masker
 from jepa.optim import adamw
 from jepa.probes.watch import Watch
-from jepa.recipe import TrainSettings
 from jepa.seeding import Stream, key
+from jepa.settings import TrainSettings
 from jepa.trainer import Plan, Schedule, Trainer
 
 log = logging.getLogger("jepa")

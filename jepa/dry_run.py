@@ -21,7 +21,7 @@ from jepa.build import build, build_model
 from jepa.data.base import SampleDataset
 from jepa.data.batches import MAX_CONSECUTIVE_UNREADABLE
 from jepa.model import JEPA
-from jepa.recipe import TrainSettings
+from jepa.settings import TrainSettings
 from jepa.types import Indices, JepaBatch, Masks, Task, UnreadableSample, View
 
 SAMPLES = 32  # of which tokens, arithmetic and memory are estimated

@@ -41,6 +41,7 @@ from jepa.data.base import DataError
 from jepa.loading import load
 from jepa.probes.features import encoder_features
 from jepa.probing import Row, Settings, Sources, evaluate
+from jepa.settings import DataSettings
 
 log = logging.getLogger("jepa")
 
@@ -111,7 +112,7 @@ def labelled_data(own: Mapping[str, Any], overrides: Sequence[str]) -> dict[str,
     except OmegaConfBaseException as error:
         raise RecipeError(f"data={named[-1]}: {str(error).splitlines()[0]}") from error
     assert isinstance(data, dict)
-    refuse_unknown(data["data"], recipes.DataSettings.model_fields, "data")
+    refuse_unknown(data["data"], DataSettings.model_fields, "data")
     # the encoder was trained on inputs normalised in its own way
     return {**data["data"], "batch_transform": own["batch_transform"]}
 

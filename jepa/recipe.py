@@ -6,17 +6,18 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 from yaml import YAMLError
 
 from jepa.build import TARGET, RecipeError, argument_types, convert, locate, nearest, parameters, refuse_unknown
+from jepa.settings import DataSettings, Node, OptimSettings, SectionT, TrainSettings
 
 PARTS = ("encoder", "predictor", "masker", "target", "criterion", "model")
 KEYS = ("recipe", "seed", "run_dir", "dry_run", "data", *PARTS, "regularizers", "optim", "train")
@@ -42,70 +43,6 @@ FREE_KEYS = (
     "train.watch_every",
     "train.stop_on_collapse",
 )
-
-
-Node = Mapping[str, Any]
-Count = Annotated[int, Field(ge=1)]
-Beta = Annotated[float, Field(ge=0, lt=1)]
-
-
-def _schedule(node: Any) -> Any:
-    if not isinstance(node, Mapping):
-        raise ValueError(f"a schedule has keys of its own, as in optim.lr.peak={node}")
-    return node
-
-
-ScheduleNode = Annotated[Node, BeforeValidator(_schedule)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-SectionT = TypeVar("SectionT", bound=Section)
-
-
-class DataSettings(Section):
-    """The section `data` of a recipe."""
-
-    size: Count | tuple[Count, ...]
-    root: str | None
-    test_root: str | None = None
-    workers: int = Field(ge=0)
-    dataset: Node
-    transform: Node | None
-    eval_transform: Node | None
-    batch_transform: Node
-    labelled: Node | None = Field(None, description="for probes: `train` and `test`; null: a part of `dataset`")
-
-
-class OptimSettings(Section):
-    """The section `optim` of a recipe: AdamW, with a schedule for each of its two rates."""
-
-    lr: ScheduleNode
-    weight_decay: ScheduleNode
-    betas: tuple[Beta, Beta]
-    eps: float = Field(ge=0)
-
-
-class TrainSettings(Section):
-    """The section `train` of a recipe. Lengths are optimiser steps unless said otherwise."""
-
-    steps: int | None = Field(None, ge=1)
-    epochs: float | None = Field(None, gt=0)
-    samples: int | None = Field(None, ge=1)
-    batch_size: int = Field(ge=1, description="samples per optimiser step, all processes together")
-    precision: Literal["fp32", "bf16"] = "fp32"
-    clip_norm: float | None = Field(None, gt=0, description="largest norm of the gradient; null: no clipping")
-    accumulate: int = Field(1, ge=1, description="micro-batches per optimiser step and process")
-    compile: bool = False
-    log_every: int = Field(10, ge=1)
-    checkpoint_every: int = Field(1000, ge=1)
-    keep_last: int = Field(2, ge=1)
-    keep_every: int | None = Field(None, ge=1)
-    trackers: tuple[str, ...] = ()
-    watch_every: int | None = Field(20, ge=1, description="steps between looks for collapse; null: never")
-    stop_on_collapse: bool = False
 
 
 def recipes_dir() -> Path:

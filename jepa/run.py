@@ -29,7 +29,7 @@ from jepa.data.base import DataError
 from jepa.dry_run import describe
 from jepa.metrics import MetricsError
 from jepa.pictures import mask_sheet
-from jepa.recipe import TrainSettings
+from jepa.settings import TrainSettings
 from jepa.trainer import NonFiniteLoss, Trainer
 
 log = logging.getLogger("jepa")

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "jepa"
 
 FLOORS: list[set[str]] = [
-    {"types", "interfaces", "schedules", "seeding"},
+    {"types", "interfaces", "schedules", "settings", "seeding"},
     {"nn"},
     {"maskers", "encoders", "predictors", "targets", "losses", "data"},
     {"model", "optim", "checkpoint", "build"},

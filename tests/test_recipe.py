@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from jepa import build, dry_run
 from jepa import recipe as recipes
+from jepa.settings import TrainSettings
 from tests.tiny import TINY
 
 GROUP_FILES = [*sorted(recipes.recipes_dir().glob("*/*.yaml")), recipes.recipes_dir() / "base.yaml"]
@@ -130,7 +131,7 @@ def test_length_on_the_command_line_replaces_the_recipes(given: str) -> None:
     ("settings", "steps"), [({"steps": 9}, 9), ({"samples": 39}, 4), ({"epochs": 2}, 20), ({"epochs": 0.01}, 1)]
 )
 def test_run_length_in_steps(settings: dict[str, float], steps: int) -> None:
-    chosen = recipes.TrainSettings.model_validate({"batch_size": 8, **settings})
+    chosen = TrainSettings.model_validate({"batch_size": 8, **settings})
     assert recipes.total_steps(chosen, 80) == steps
 
 

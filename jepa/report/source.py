@@ -26,6 +26,7 @@ from jepa.interfaces import Masker
 from jepa.loading import Pretrained, load
 from jepa.metrics import read_metrics
 from jepa.seeding import Stream
+from jepa.settings import TrainSettings
 from jepa.types import JepaBatch, Masks, Sample, StepOutput, UnreadableSample
 
 ENCODED_AT_ONCE = 32
@@ -111,7 +112,7 @@ class Run:
         return self.pretrained.recipe
 
     @property
-    def settings(self) -> recipes.TrainSettings:
+    def settings(self) -> TrainSettings:
         return recipes.train_settings(self.recipe)
 
 
