@@ -128,11 +128,14 @@ def embed(sources: Sources, path: Path) -> str:
     encode = encoder_features(sources.encoder("model", 0), sources.model.normalize, tokens=False)
     features = sources.extract(sources.train, encode, "embeddings")
     if path.suffix == ".parquet":
-        from pandas import DataFrame  # an extra: pip install jepa[parquet]
+        try:
+            from pyarrow import Table, parquet
+        except ModuleNotFoundError as error:
+            raise RecipeError(f"embed={path} needs pyarrow: pip install jepa[parquet]") from error
 
         columns = {"name": features.names, "embedding": features.x["last"].tolist()}
         labels = {f"label_{name}": label.tolist() for name, label in features.labels.items()}
-        DataFrame(columns | labels).to_parquet(path)
+        parquet.write_table(Table.from_pydict(columns | labels), path)
     else:
         tensors = {"embedding": features.x["last"]} | {f"label_{n}": v for n, v in features.labels.items()}
         save_file(tensors, path, metadata={"names": json.dumps(features.names)})
