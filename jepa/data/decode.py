@@ -56,6 +56,14 @@ def decode(path: Path, name: str, *, min_side: int | None = None, max_pixels: in
 
 
 def _decode(data: np.ndarray, name: str, min_side: int | None, max_pixels: int) -> Tensor:
+    if _decode_jpeg is not None and (frame := _jpeg_frame(data.data)) is not None:
+        width, height, components = frame
+        small = width * height <= max_pixels and _reduction(width, height, min_side) == 1
+        if small and components in (1, 3):
+            try:
+                return _decode_jpeg(torch.from_numpy(data), ImageReadMode.RGB.value, True)
+            except RuntimeError:
+                pass  # PIL reads a few files that torchvision does not, and else says more clearly what is wrong
     stream = io.BytesIO(data.data)
     is_jpeg = bytes(data[:3]) == b"\xff\xd8\xff"
     # not Image.open: it refuses by the full size, but large JPEG files are decoded at a reduced one
@@ -64,16 +72,29 @@ def _decode(data: np.ndarray, name: str, min_side: int | None, max_pixels: int) 
     if width * height > max_pixels:
         raise UnreadableSample(name, f"{width} x {height} pixels exceed max_pixels = {max_pixels}")
     factor = _reduction(width, height, min_side if is_jpeg else None)
-    if is_jpeg and factor == 1 and image.mode in ("RGB", "L") and _decode_jpeg is not None:
-        try:
-            return _decode_jpeg(torch.from_numpy(data), ImageReadMode.RGB.value, True)
-        except RuntimeError:
-            pass  # PIL reads a few files that torchvision does not, and else says more clearly what is wrong
     if is_jpeg:
         image.draft(image.mode, (width // factor, height // factor))
         factor = 1
     ImageOps.exif_transpose(image, in_place=True)
     return torch.from_numpy(np.array(_to_rgb(image, factor))).permute(2, 0, 1)
+
+
+def _jpeg_frame(data: memoryview) -> tuple[int, int, int] | None:
+    """(width, height, components) from the frame header of a JPEG file; None where there is none to be found.
+
+    PIL reads the same and much more, which takes a tenth of the time of decoding.
+    """
+    if bytes(data[:2]) != b"\xff\xd8":
+        return None
+    at = 2
+    while at + 10 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame: ITU-T T.81, table B.1
+            return data[at + 7] << 8 | data[at + 8], data[at + 5] << 8 | data[at + 6], data[at + 9]
+        if marker == 0xDA:  # the scan: pixels begin
+            return None
+        at += 2 + (data[at + 2] << 8 | data[at + 3])
+    return None
 
 
 def _reduction(width: int, height: int, min_side: int | None) -> int:
