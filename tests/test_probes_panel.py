@@ -62,7 +62,7 @@ def train(panel: CollapsePanel, steps: int, spread_out: bool) -> None:
 
 def test_a_run_made_to_collapse_is_called_collapsed():
     panel = CollapsePanel()
-    train(panel, 88, spread_out=False)
+    train(panel, 160, spread_out=False)
     assert panel.history[-1]["target_rank"] < 0.3 * panel.history[0]["target_rank"]
     verdict = panel.verdict()
     assert verdict.status == "collapsed"

@@ -87,7 +87,7 @@ def ragged_attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout, backend: B
     backend = backend or choose_backend(q, layout)
     if backend == "varlen":
         return _varlen(q, k, v, layout)
-    sequences, longest = len(layout.lengths), layout.max_length
+    sequences, _, _, longest = layout.mask.shape  # a tensor's sizes: torch 2.11 loses track of a bare number's
     if backend == "equal":
         q, k, v = (t.view(sequences, longest, *t.shape[1:]).transpose(1, 2) for t in (q, k, v))
         return _sdpa(q, k, v).transpose(1, 2).flatten(0, 1)
