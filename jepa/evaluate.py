@@ -31,7 +31,6 @@ from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import ValidationError
 from safetensors.torch import save_file
 
 from jepa import recipe as recipes
@@ -53,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        settings, overrides = parse(arguments)
+        overrides = [a for a in arguments if a.startswith(("data=", "data."))]
+        settings = recipes.parse(Settings, [a for a in arguments if a not in overrides], "jepa.evaluate")
         model = load(settings.run, trust=settings.trust, device=settings.device)
         data = labelled_data(model.recipe["data"], overrides)
         sources = Sources(model, data, settings)
@@ -68,24 +68,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-def parse(arguments: Sequence[str]) -> tuple[Settings, list[str]]:
-    """Settings, and what concerns data.
-
-    Raises:
-        RecipeError: a key or value that does not exist.
-    """
-    overrides = [a for a in arguments if a.startswith(("data=", "data."))]
-    rest = [a for a in arguments if a not in overrides]
-    try:
-        given = OmegaConf.to_container(OmegaConf.from_dotlist(rest))
-        assert isinstance(given, dict)
-        refuse_unknown([str(name) for name in given], [*Settings.model_fields, "data"], "")
-        return Settings.model_validate(given), overrides
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise RecipeError(f"{'.'.join(map(str, first['loc']))}={first.get('input')!r}: {first['msg']}") from error
 
 
 def labelled_data(own: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

@@ -37,8 +37,9 @@ from jepa.metrics import MetricsError
 from jepa.pictures import enlarge, frame_width, heat, outline, to_image, to_rgb
 from jepa.probes.attention_maps import attention_layers, attention_weights
 from jepa.probes.neighbours import centred, nearest
+from jepa.recipe import parse
 from jepa.report.blocks import Picture, picture
-from jepa.report.source import MOST_TOKENS, Settings, draw, encode, open_run, parse
+from jepa.report.source import MOST_TOKENS, Settings, draw, encode, open_run
 from jepa.types import View
 
 HOST = "127.0.0.1"

@@ -6,14 +6,14 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from yaml import YAMLError
 
 from jepa.build import TARGET, RecipeError, argument_types, convert, locate, nearest, parameters, refuse_unknown
@@ -21,6 +21,7 @@ from jepa.settings import DataSettings, Node, OptimSettings, SectionT, TrainSett
 
 PARTS = ("encoder", "predictor", "masker", "target", "criterion", "model")
 KEYS = ("recipe", "seed", "run_dir", "dry_run", "data", *PARTS, "regularizers", "optim", "train")
+SettingsT = TypeVar("SettingsT", bound=BaseModel)
 LENGTHS = ("warmup", "total")  # of a schedule
 
 # Keys that do not change what is learned: a run may be continued with other values.
@@ -231,6 +232,35 @@ def read(path: Path) -> dict[str, Any]:
     if not isinstance(recipe, dict):
         raise RecipeError(f"{path} is not a recipe")
     return {str(key): value for key, value in recipe.items()}
+
+
+def parse(kind: type[SettingsT], arguments: Sequence[str], command: str) -> SettingsT:
+    """The settings of a command line of key=value.
+
+    Args:
+        kind: of settings.
+        arguments: without the program's name.
+        command: for the error.
+
+    Raises:
+        RecipeError: a key or value that does not exist, or no run.
+    """
+    wrong = next((a for a in arguments if "=" not in a), None)
+    if wrong is not None:
+        raise RecipeError(f"{wrong!r} is not of the form key=value")
+    try:
+        given = OmegaConf.to_container(OmegaConf.from_dotlist(list(arguments)))
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise RecipeError(f"{' '.join(arguments)}: {' '.join(str(error).split())}") from error
+    assert isinstance(given, dict)
+    refuse_unknown([str(name) for name in given], kind.model_fields, "")
+    if "run" not in given:
+        raise RecipeError(f"name a run: python -m {command} run=RUN_DIR")
+    try:
+        return kind.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise RecipeError(f"{'.'.join(map(str, first['loc']))}={first.get('input')!r}: {first['msg']}") from error
 
 
 def _override(argument: str, beside: Path) -> str:

@@ -33,14 +33,19 @@ def generator(seed: int, stream: Stream, *counters: int) -> torch.Generator:
     return torch.Generator().manual_seed(key(seed, stream, *counters))
 
 
-@contextmanager
-def isolated(seed: int, stream: Stream, *counters: int) -> Iterator[None]:
-    """Inside, the global RNGs of torch (CPU), numpy and Python start from that key; outside, they are untouched."""
+def reseed(seed: int, stream: Stream, *counters: int) -> None:
+    """Start the global RNGs of torch (CPU), numpy and Python from that key."""
     number = key(seed, stream, *counters)
-    python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(number)
     np.random.seed(number % 2**32)
     torch.default_generator.manual_seed(number)
+
+
+@contextmanager
+def isolated(seed: int, stream: Stream, *counters: int) -> Iterator[None]:
+    """Inside, the global RNGs of torch (CPU), numpy and Python start from that key; outside, they are untouched."""
+    python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    reseed(seed, stream, *counters)
     try:
         yield
     finally:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import random
 import signal
 from collections.abc import Sequence
 from math import ceil
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -106,7 +104,7 @@ class Batches(Dataset[JepaBatch]):
         for attempt in range(min(size, MAX_CONSECUTIVE_UNREADABLE)):
             i = int(order[(offset + attempt) % size])
             try:
-                _seed_globals(seeding.key(self.seed, Stream.SAMPLE, position))
+                seeding.reseed(self.seed, Stream.SAMPLE, position)
                 sample = self._transformed(self.dataset[i])
             except UnreadableSample as unreadable:
                 failed.append(str(unreadable))
@@ -203,13 +201,6 @@ def collate(
         for m, share in zip(masks, shares, strict=True)
     ]
     return JepaBatch(View(x), tasks, labels, index, tuple(skipped))
-
-
-def _seed_globals(number: int) -> None:
-    """What `seeding.isolated` does at its start."""
-    random.seed(number)
-    np.random.seed(number % 2**32)
-    torch.default_generator.manual_seed(number)
 
 
 def _stack(tensors: list[Tensor], samples: Sequence[Sample], what: str, advice: str) -> Tensor:

@@ -22,8 +22,8 @@ from jepa.build import RecipeError
 from jepa.checkpoint import CheckpointError
 from jepa.data.base import DataError
 from jepa.metrics import MetricsError
+from jepa.recipe import parse
 from jepa.report.page import ReportSettings, write_report
-from jepa.report.source import parse
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

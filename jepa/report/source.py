@@ -7,19 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
-from yaml import YAMLError
 
 from jepa import checkpoint, seeding
 from jepa import recipe as recipes
-from jepa.build import RecipeError, build, refuse_unknown
+from jepa.build import RecipeError, build
 from jepa.data.base import DataError, SampleDataset
 from jepa.data.batches import MAX_CONSECUTIVE_UNREADABLE, collate
 from jepa.interfaces import Masker
@@ -51,38 +48,6 @@ class Settings(BaseModel):
         if device != "cpu" and not (device.partition(":")[0] == "cuda" and torch.cuda.is_available()):
             raise ValueError("give cpu, or cuda where there is a CUDA device")
         return device
-
-
-SettingsT = TypeVar("SettingsT", bound=Settings)
-
-
-def parse(kind: type[SettingsT], arguments: Sequence[str], command: str) -> SettingsT:
-    """The settings of a command line of key=value.
-
-    Args:
-        kind: of settings.
-        arguments: without the program's name.
-        command: for the error.
-
-    Raises:
-        RecipeError: a key or value that does not exist, or no run.
-    """
-    wrong = next((a for a in arguments if "=" not in a), None)
-    if wrong is not None:
-        raise RecipeError(f"{wrong!r} is not of the form key=value")
-    try:
-        given = OmegaConf.to_container(OmegaConf.from_dotlist(list(arguments)))
-    except (OmegaConfBaseException, YAMLError) as error:
-        raise RecipeError(f"{' '.join(arguments)}: {' '.join(str(error).split())}") from error
-    assert isinstance(given, dict)
-    refuse_unknown([str(name) for name in given], kind.model_fields, "")
-    if "run" not in given:
-        raise RecipeError(f"name a run: python -m {command} run=RUN_DIR")
-    try:
-        return kind.model_validate(given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise RecipeError(f"{'.'.join(map(str, first['loc']))}={first.get('input')!r}: {first['msg']}") from error
 
 
 @dataclass(frozen=True, eq=False)
