@@ -14,6 +14,7 @@ from jepa.encoders import ViT
 from jepa.losses import SmoothL1
 from jepa.model import JEPA
 from jepa.nn.attention import Layout
+from jepa.nn.blocks import Mlp
 from jepa.predictors import ViTPredictor
 from jepa.predictors.vit import pair_sequences
 from jepa.targets import EMA
@@ -270,3 +271,15 @@ def test_layout_of_indices_has_their_bounds() -> None:
     layout = Layout.of(index)
     assert (layout.total, layout.min_length, layout.max_length) == (16, 2, 9)
     assert Layout.of(replace(index, lengths=index.lengths)).lengths is index.lengths
+
+
+@pytest.mark.parametrize("make", [encoder, predictor])
+def test_epsilon_and_activation_reach_every_layer(make: Callable[..., nn.Module]) -> None:
+    part = make(norm_eps=1e-3, activation="gelu_tanh")
+    assert {m.eps for m in part.modules() if isinstance(m, nn.LayerNorm)} == {1e-3}
+    x = torch.linspace(-3, 3, 24 * 7).view(7, 24)
+    for mlp in (m for m in part.modules() if isinstance(m, Mlp)):
+        x = x[:, : mlp.fc1.in_features]
+        expected = mlp.fc2(nn.functional.gelu(mlp.fc1(x), approximate="tanh"))
+        assert torch.equal(mlp(x), expected)
+        assert not torch.equal(mlp(x), mlp.fc2(nn.functional.gelu(mlp.fc1(x))))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from jepa.interfaces import Encoder
 from jepa.nn.attention import Layout
-from jepa.nn.blocks import Transformer
+from jepa.nn.blocks import Activation, Transformer
 from jepa.nn.init import init_weights, rescale_depth
 from jepa.nn.patch import PatchEmbed
 from jepa.nn.position import AxisOrder, LearnedPosition, SinCosPosition
@@ -29,6 +29,8 @@ class ViT(Encoder):
         drop_path: stochastic depth rate of the last block.
         depth_rescale: divide the last projections of block l by sqrt(2 l); effective in V-JEPA 2, not in I-JEPA.
         grad_checkpointing: recompute blocks in the backward pass: less memory, about a third more time.
+        norm_eps: epsilon of every LayerNorm; published weights were trained with 1e-6.
+        activation: of the MLPs; "gelu" is the exact one, as published.
 
     Raises:
         ValueError: learned positions without `grid_size`, or a `grid_size` that nothing would use.
@@ -49,6 +51,8 @@ class ViT(Encoder):
         drop_path: float = 0.0,
         depth_rescale: bool = False,
         grad_checkpointing: bool = False,
+        norm_eps: float = 1e-6,
+        activation: Activation = "gelu",
     ) -> None:
         super().__init__()
         if (position == "learned") != (grid_size is not None):
@@ -56,7 +60,9 @@ class ViT(Encoder):
         patch = (patch_size, patch_size) if isinstance(patch_size, int) else tuple(patch_size)
         self.embed_dim = dim
         self.patch_embed = PatchEmbed(in_chans, patch, dim)
-        self.transformer = Transformer(dim, depth, heads, mlp_ratio, drop_path, grad_checkpointing)
+        self.transformer = Transformer(
+            dim, depth, heads, mlp_ratio, drop_path, grad_checkpointing, norm_eps, activation
+        )
         self.apply(init_weights)
         if depth_rescale:
             rescale_depth(self.transformer.blocks)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,28 +13,44 @@ from torch.utils.checkpoint import checkpoint
 
 from jepa.nn.attention import Attention, Layout
 
+Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
+ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,  # exact, of the error function
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+    "silu": F.silu,
+}
+
 
 class Mlp(nn.Module):
-    """Linear, exact GELU, Linear."""
+    """Linear, activation, Linear."""
 
-    def __init__(self, dim: int, hidden: int) -> None:
+    def __init__(self, dim: int, hidden: int, activation: Activation = "gelu") -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden)
         self.fc2 = nn.Linear(hidden, dim)
+        self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self.fc2(ACTIVATIONS[self.activation](self.fc1(x)))
 
 
 class Block(nn.Module):
-    """x + Attention(LN(x)), then x + MLP(LN(x)); LayerNorm epsilon 1e-6."""
+    """x + Attention(LN(x)), then x + MLP(LN(x))."""
 
-    def __init__(self, dim: int, heads: int, mlp_ratio: float = 4.0) -> None:
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        mlp_ratio: float = 4.0,
+        norm_eps: float = 1e-6,
+        activation: Activation = "gelu",
+    ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
         self.attn = Attention(dim, heads)
-        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), activation)
 
     def forward(self, x: Tensor, layout: Layout, factors: Tensor | None = None) -> Tensor:  # (N, D) -> (N, D)
         """`factors` (2, S), if given, scale the two residual branches of each sequence."""
@@ -56,6 +74,8 @@ class Transformer(nn.Module):
         dim, depth, heads, mlp_ratio: its shape.
         drop_path: stochastic depth rate of the last block, rising linearly from 0 at the first.
         grad_checkpointing: recompute each block in the backward pass instead of keeping its activations.
+        norm_eps: epsilon of every LayerNorm.
+        activation: of the MLPs.
 
     Raises:
         ValueError: `drop_path` is not in [0, 1).
@@ -69,13 +89,15 @@ class Transformer(nn.Module):
         mlp_ratio: float = 4.0,
         drop_path: float = 0.0,
         grad_checkpointing: bool = False,
+        norm_eps: float = 1e-6,
+        activation: Activation = "gelu",
     ) -> None:
         super().__init__()
         if not 0 <= drop_path < 1:
             raise ValueError(f"drop_path={drop_path} must lie in [0, 1)")
         self.drop_rates = [drop_path * i / max(1, depth - 1) for i in range(depth)]
-        self.blocks = nn.ModuleList(Block(dim, heads, mlp_ratio) for _ in range(depth))
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.blocks = nn.ModuleList(Block(dim, heads, mlp_ratio, norm_eps, activation) for _ in range(depth))
+        self.norm = nn.LayerNorm(dim, eps=norm_eps)
         self.grad_checkpointing = grad_checkpointing
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:  # (N, D) -> (N, D)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from jepa.interfaces import Predictor
 from jepa.nn.attention import Layout
-from jepa.nn.blocks import Transformer
+from jepa.nn.blocks import Activation, Transformer
 from jepa.nn.init import init_weights, rescale_depth
 from jepa.nn.position import AxisOrder, SinCosPosition
 from jepa.types import Indices, Tokens
@@ -59,6 +59,7 @@ class ViTPredictor(Predictor):
         drop_path: stochastic depth rate of the last block.
         depth_rescale: divide the last projections of block l by sqrt(2 l).
         grad_checkpointing: recompute blocks in the backward pass.
+        norm_eps, activation: as the encoder's.
     """
 
     def __init__(
@@ -73,11 +74,15 @@ class ViTPredictor(Predictor):
         drop_path: float = 0.0,
         depth_rescale: bool = False,
         grad_checkpointing: bool = False,
+        norm_eps: float = 1e-6,
+        activation: Activation = "gelu",
     ) -> None:
         super().__init__()
         self.embed = nn.Linear(embed_dim, dim)
         self.position = SinCosPosition(dim, axis_order)
-        self.transformer = Transformer(dim, depth, heads, mlp_ratio, drop_path, grad_checkpointing)
+        self.transformer = Transformer(
+            dim, depth, heads, mlp_ratio, drop_path, grad_checkpointing, norm_eps, activation
+        )
         self.proj = nn.Linear(dim, embed_dim)
         self.apply(init_weights)
         if depth_rescale:

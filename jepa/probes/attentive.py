@@ -82,15 +82,12 @@ class AttentivePooler(nn.Module):
             raise ValueError(f"depth={depth} must be at least 1")
         self.query_tokens = nn.Parameter(torch.empty(1, 1, dim))
         self.cross_attention_block = CrossAttentionBlock(dim, heads, mlp_ratio, unused_proj)
-        self.blocks = nn.ModuleList(Block(dim, heads, mlp_ratio) for _ in range(depth - 1))
+        self.blocks = nn.ModuleList(Block(dim, heads, mlp_ratio, norm_eps=1e-5) for _ in range(depth - 1))
         nn.init.trunc_normal_(self.query_tokens, std=0.02, a=-2.0, b=2.0)
         self.apply(init_weights)
         rescale_depth(self.blocks)
         with torch.no_grad():
             self.cross_attention_block.mlp.fc2.weight.div_(sqrt(2 * max(1, depth - 1)))
-        for module in self.blocks.modules():
-            if isinstance(module, nn.LayerNorm):
-                module.eps = 1e-5
 
     def forward(self, x: Tensor) -> Tensor:  # (B, L, D) -> (B, D)
         samples, length, _ = x.shape
