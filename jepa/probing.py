@@ -115,6 +115,7 @@ class Sources:
             "which": settings.which,
             "tokens": tokens,
             "data": [dataset.fingerprint, data["eval_transform"], data["batch_transform"], data["size"]],
+            "labels": dataset.label_names,
             "limit": settings.limit,
             "part": part,
         }

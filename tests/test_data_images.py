@@ -1,7 +1,6 @@
 """Folders, lists and files of every kind, good and bad."""
 
 import io
-import os
 import struct
 import zlib
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor
 from jepa.data import DataError, Images
 from jepa.data import decode as decoding
 from jepa.data.decode import decode
+from jepa.data.files import find_files
 from jepa.types import UnreadableSample
 
 RED, GREEN = (200, 30, 40), (10, 160, 60)
@@ -254,7 +254,7 @@ def test_a_folder_tree_is_enough(tree: Path) -> None:
     assert images[0].x.shape == (3, 4, 6)
     assert images.label_names == {"label": ["cat", "dog"]}
     assert [images[i].labels["label"] for i in range(len(images))] == [0, 0, 1, 1, 1]
-    assert Images(str(tree), extensions=[".txt"])._names.tolist() == [b"dog/notes.txt"]
+    assert Images(str(tree), extensions=[".txt"]).files.name(0) == "dog/notes.txt"
 
 
 def test_labels_need_two_folders_that_hold_everything(tree: Path) -> None:
@@ -268,7 +268,7 @@ def test_links_are_followed_once(tree: Path) -> None:
     (tree / "dog" / "loop").symlink_to(tree)
     (tree / "fox").symlink_to(tree.parent / "elsewhere")
     save(tree.parent / "elsewhere" / "7.png", picture())
-    assert [os.fsdecode(name) for name in Images(tree)._names] == [*NAMES, "fox/7.png"]
+    assert find_files(tree, (".png",), "pictures") == [*NAMES, "fox/7.png"]
 
 
 def test_the_fingerprint_names_the_files_not_the_place(tree: Path, tmp_path: Path) -> None:
@@ -325,12 +325,18 @@ def test_a_list_sets_order_and_labels(
     [
         ("cat/1.png,0\ncat/2.png,1\ncat/x.png,1\n", r"2 of 3 files of the list are missing .*: cat/1.png, cat/x.png$"),
         ("".join(f"no/{i}.png\n" for i in range(9)), r"9 of 9 .* no/4.png, \.\.\.$"),
-        ("cat/2.png,0,7\n", "should hold `path` or `path,label` throughout, but has: cat/2.png,0,7"),
-        ("cat/2.png,0\ncat/2.png\n", "throughout, but has: cat/2.png$"),
+        ("cat/2.png,0,7\n", "several labels: name them in a first line"),
+        ("cat/2.png,0\n\ncat/2.png\n", "l.csv should hold `path,label` throughout; line 3 holds: cat/2.png$"),
+        ("cat/2.png,0\ncat/2.png,\n", "line 2 holds: cat/2.png,$"),
+        ("cat/2.png\ncat/2.png,1\n", "`path` throughout; line 2 holds: cat/2.png,1$"),
+        ("path,a,b\ncat/2.png,0\n", "l.csv should hold `path,a,b` throughout; line 2 holds: cat/2.png,0$"),
+        ("path,a,a\ncat/2.png,0,1\n", "another name for each label in its header, not: a,a"),
+        ("path,a,\ncat/2.png,0,1\n", "another name for each label in its header, not: a,$"),
+        ('cat/2.png,"0\n', "l.csv cannot be read: unexpected end of data"),
         ("path,label\n", "names no pictures"),
         ("", "names no pictures"),
         ("cat/2.png,1000000\n", "classes 0 to 99,999, got 1000000"),
-        ("cat/2.png,nan\n", "finite"),
+        ("path,a,b\ncat/2.png,1.5,nan\n", "label 'b' of the list .*l.csv: nan is neither a finite number nor a name"),
     ],
 )
 def test_lists_that_do_not_fit_are_refused(tree: Path, text: str, message: str) -> None:
@@ -339,6 +345,34 @@ def test_lists_that_do_not_fit_are_refused(tree: Path, text: str, message: str) 
         Images(tree, list_file="l.csv")
     with pytest.raises(DataError, match=r"no list_file at other.csv or .*root/other.csv"):
         Images(tree, list_file="other.csv")
+
+
+@pytest.mark.parametrize(("name", "separator"), [("l.csv", ","), ("l.txt", "\t")])
+def test_a_list_may_hold_several_labels(tree: Path, name: str, separator: str) -> None:
+    rows = [("path", "kind", "side", "weight"), ("dog/räv 1.png", "fox", "1", "0.5"), ("cat/2.png", "cat", "0", "7")]
+    (tree / name).write_text("\n".join(map(separator.join, rows)), "utf-8")
+    images = Images(tree, list_file=name)
+    assert images.label_names == {"kind": ["cat", "fox"], "side": ["0", "1"], "weight": None}
+    assert images[0].labels == {"kind": 1, "side": 1, "weight": 0.5}
+    assert images[1].labels == {"kind": 0, "side": 0, "weight": 7.0}
+
+
+def test_the_fingerprint_knows_listed_labels(tree: Path) -> None:
+    prints = set()
+    for label in ("0.5", "0.7", "a", "b"):
+        (tree / "l.csv").write_text(f"cat/2.png,{label}\n")
+        prints.add(Images(tree, list_file="l.csv").fingerprint)
+    assert len(prints) == 4
+
+
+def test_a_list_in_another_encoding_and_folders_that_are_no_numbers_are_refused(tree: Path) -> None:
+    (tree / "l.csv").write_bytes("dog/räv 1.png,0\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"l.csv cannot be read: 'utf-8' codec"):
+        Images(tree, list_file="l.csv")
+    (tree / "cat").rename(tree / "1")
+    (tree / "dog").rename(tree / "inf")
+    with pytest.raises(DataError, match=r"label 'label' of the folders below .*: inf is neither"):
+        Images(tree)
 
 
 def test_a_listed_folder_is_unreadable_not_missing(tree: Path) -> None:

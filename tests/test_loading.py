@@ -173,7 +173,7 @@ def test_a_package_can_be_trusted(copy: Path, evil: Callable[[], bool]) -> None:
         "jepa.recipe.write",
         "jepa.build.importlib.import_module",
         "jepa.encoders.vit.ViT.load_state_dict",
-        "jepa.data.images.os.listdir",
+        "jepa.data.files.os.listdir",
         "jepa.model.torch.load",
     ],
 )
