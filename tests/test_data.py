@@ -225,6 +225,27 @@ def test_scenes_show_what_their_labels_say() -> None:
     assert hits == sum(data.label_names["shape"][label["shape"]] != "ring" for label in labels)
 
 
+class Placed(Shapes):
+    """Scenes that remember where they put their objects."""
+
+    def _places(self, rng: np.random.Generator) -> list[tuple[float, float, float]]:
+        self.places = super()._places(rng)
+        return self.places
+
+
+def test_distance_is_that_of_the_object_nearest_to_the_middle() -> None:
+    data, nearer = Placed(100, size=(64, 96)), 0
+    for i in range(100):
+        labels = data[i].labels
+        distances = [float(np.hypot(x - 48, y - 32)) / 64 for x, y, _ in data.places]
+        assert labels["distance"] == pytest.approx(min(distances))
+        nearer += min(distances) < distances[0]
+        if labels["count"] == 1:
+            x, y = (labels["position"] - 0.5) * torch.tensor([96, 64]) / 64
+            assert labels["distance"] == pytest.approx(float(torch.hypot(x, y)), abs=1e-5)
+    assert 20 < nearer < 80  # often it is not the main one
+
+
 def test_edges_are_smooth() -> None:
     x = Shapes(1, size=224, seed=3)[0].x.float()
     colours = x.flatten(1).T.unique(dim=0)

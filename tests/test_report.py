@@ -16,9 +16,11 @@ import torch
 from PIL import Image
 
 from jepa import run
+from jepa.probes import rank_me
 from jepa.report.__main__ import main
 from jepa.report.answers import answers, collages, retrieve
 from jepa.report.charts import MOST_POINTS, line_chart, number_text, ticks
+from jepa.report.curves import dimensions
 from jepa.report.gallery import principal_colours
 from jepa.report.page import SECTIONS
 from jepa.report.source import Material, Run, Settings, gather, open_run
@@ -80,11 +82,20 @@ def test_page_has_every_section_with_pictures(page: str) -> None:
         "map": 0,
         "throughput": 0,
     }
-    assert len(re.findall("<circle", section(page, "map"))) == SAMPLES * 4  # shape, colour, count, scale
+    assert len(re.findall("<circle", section(page, "map"))) == SAMPLES * 5  # shape, colour, count, scale, distance
     for curve in ("Loss", "Learning rate", "Weight decay", "Momentum of the target"):
         assert curve in section(page, "curves")
     for curve in ("Effective rank", "Position share", "Agreement gain"):
         assert curve in section(page, "panel")
+
+
+def test_dimensions_of_embeddings(page: str) -> None:
+    assert re.search(r"effective rank</th><td[^>]*>[\d.]+ of \d+:", section(page, "panel"))
+    assert f"looked at {SAMPLES}" in section(page, "panel")
+    plane = torch.rand(800, 2, generator=torch.Generator().manual_seed(0)) @ torch.eye(2, 32)
+    (_, rank), (_, dimension) = dimensions(plane).lines
+    assert rank.startswith(f"{rank_me(plane):.1f} of 32:")
+    assert 1.8 < float(dimension.partition(":")[0]) < 2.2
 
 
 def test_page_is_self_contained(page: str) -> None:

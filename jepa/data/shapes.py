@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Callable, Sequence
+from math import hypot
 
 import numpy as np
 import torch
@@ -33,7 +34,9 @@ class Shapes(SampleDataset):
     Objects differ in shape, colour, place, size and turn. The main one is the largest. The others do not hide it: they
     are placed beside it, or left out where there is no room. Labels: `shape` and `colour` of the main object (classes),
     `count` of objects, `position` (2,) of the main object's centre (x, y) and `scale`, its diameter, both as shares of
-    the picture (of width and height, and of the shorter side).
+    the picture (of width and height, and of the shorter side). And `distance` of the nearest object, centre to centre
+    of the picture, as a share of the shorter side: as in the Clevr distance task of VTAB (Zhai et al. 2019), from where
+    one looks, so that a scene of one object has it too.
 
     Args:
         count: number of scenes.
@@ -67,7 +70,8 @@ class Shapes(SampleDataset):
 
     @property
     def label_names(self) -> dict[str, list[str] | None]:
-        return {"shape": list(SHAPES), "colour": list(COLOURS), "count": None, "position": None, "scale": None}
+        quantities = dict.fromkeys(("count", "position", "scale", "distance"))
+        return {"shape": list(SHAPES), "colour": list(COLOURS), **quantities}
 
     def __getitem__(self, i: int) -> Sample:
         """x: (3, *size) uint8."""
@@ -82,12 +86,14 @@ class Shapes(SampleDataset):
             hue = colour if number == 0 else int(rng.integers(len(COLOURS)))
             self._draw(picture, list(SHAPES.values())[kind], _colour(rng, hue), x, y, diameter / 2, rng.random() * TURN)
         x, y, diameter = places[0]
+        height, width = self.size
         labels: dict[str, int | float | torch.Tensor] = {
             "shape": shape,
             "colour": colour,
             "count": len(places),
-            "position": torch.tensor([x / self.size[1], y / self.size[0]], dtype=torch.float32),
+            "position": torch.tensor([x / width, y / height], dtype=torch.float32),
             "scale": diameter / min(self.size),
+            "distance": min(hypot(a - width / 2, b - height / 2) for a, b, _ in places) / min(self.size),
         }
         return Sample(torch.from_numpy(picture.astype(np.uint8)), labels, f"shapes/{self.split}/{i}")
 

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from jepa.seeding import Stream, generator
 
+LEAST_SAMPLES = 100  # of which the correlation dimension can be told
+
 
 def rank_me(x: Tensor, eps: float = 1e-7) -> float:
     """Effective rank of `x` (N, D): exp of the entropy of its singular values.
@@ -91,8 +93,8 @@ def correlation_dimension(x: Tensor, *, max_samples: int = 2000, seed: int = 0) 
     Raises:
         ValueError: `x` is not a matrix of at least 100 samples.
     """
-    if x.ndim != 2 or len(x) < 100:
-        raise ValueError(f"expected at least 100 samples (N, D), got {tuple(x.shape)}")
+    if x.ndim != 2 or len(x) < LEAST_SAMPLES:
+        raise ValueError(f"expected at least {LEAST_SAMPLES} samples (N, D), got {tuple(x.shape)}")
     if len(x) > max_samples:
         rows = torch.randperm(len(x), generator=generator(seed, Stream.PROBE, len(x)))[:max_samples]
         x = x[rows.to(x.device)]

@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
+from torch import Tensor
+
+from jepa.probes.diagnostics import LEAST_SAMPLES, correlation_dimension, rank_me
 from jepa.probes.verdict import Verdict, judge
-from jepa.report.blocks import Section
+from jepa.report.blocks import Section, Table
 from jepa.report.charts import Chart, line_chart
 from jepa.report.source import Material, Run
 
@@ -61,9 +64,9 @@ def training(run: Run, material: Material) -> Section:
 
 
 def panel(run: Run, material: Material) -> Section:
-    history = panel_history(run.rows)
+    history, table = panel_history(run.rows), dimensions(material.pooled)
     if not history:
-        return Section("panel", "Collapse panel", ["The panel was not measured during this run."])
+        return Section("panel", "Collapse panel", ["The panel was not measured during this run."], table=table)
     rows = [row for row in run.rows if panel_history([row])]
     groups = [(title, names, note) for title, (names, note) in PANEL.items()]
     for name in dict.fromkeys(n.partition("/")[2] for row in history for n in row if n.startswith("knn/")):
@@ -74,9 +77,19 @@ def panel(run: Run, material: Material) -> Section:
     ]
     text = (
         "Is it learning, or has it found a way not to? A falling loss says neither; these do. They are measured on "
-        "training batches."
+        "training batches; the two numbers of the weights shown, on mean embeddings of samples."
     )
-    return Section("panel", "Collapse panel", [text], charts)
+    return Section("panel", "Collapse panel", [text], charts, table=table)
+
+
+def dimensions(pooled: Tensor) -> Table:
+    """How many dimensions mean embeddings (n, D) fill."""
+    rank = f"{rank_me(pooled):.1f} of {min(pooled.shape)}: directions that they spread over (RankMe)"
+    if len(pooled) < LEAST_SAMPLES:
+        found = f"needs {LEAST_SAMPLES} samples or more; this page looked at {len(pooled)}"
+    else:
+        found = f"{correlation_dimension(pooled):.1f}: coordinates that tell near neighbours apart, along curves too"
+    return Table(("", ""), [("effective rank", rank), ("correlation dimension", found)])
 
 
 def throughput(run: Run, material: Material) -> Section:
