@@ -14,13 +14,15 @@ from accelerate import Accelerator
 from jepa import recipe as recipes
 from jepa.build import TARGET, RecipeError, build, build_model, locate, parameters
 from jepa.data.base import SampleDataset
-from jepa.data.batches import Batches
+from jepa.data.batches import Batches, pose
 from jepa.interfaces import Encoder, Masker
-from jepa.optim import adamw
+from jepa.model import JEPA
+from jepa.optim import adamw, parameter_groups
 from jepa.probes.watch import Watch
 from jepa.seeding import Stream, key
 from jepa.settings import TrainSettings
 from jepa.trainer import Plan, Schedule, Trainer
+from jepa.types import Masks
 
 log = logging.getLogger("jepa")
 
@@ -40,7 +42,7 @@ def assemble(recipe: Mapping[str, Any], settings: TrainSettings, accelerator: Ac
     batches = Batches(
         dataset=dataset,
         transform=build(data["transform"], "data.transform") if data["transform"] else None,
-        masker=fitting_masker(recipe, grid),
+        masker=fitting_masker(recipe, model, grid),
         grid=grid,
         seed=recipe["seed"],
         batch_size=settings.batch_size,
@@ -49,23 +51,25 @@ def assemble(recipe: Mapping[str, Any], settings: TrainSettings, accelerator: Ac
         accumulate=settings.accumulate,
     )
     first = batches[0]  # trouble with the data shows here, not in a worker
-    found = tuple(first.target.x.shape[2:])
-    if found != size:
-        raise RecipeError(f"data.size is {size}, but the data's transform makes samples of {found}")
+    batch_transform = build(data["batch_transform"], "data.batch_transform")
+    try:
+        first = batch_transform(first)
+    except (TypeError, ValueError) as error:
+        raise RecipeError(str(error)) from error
+    for view in (first.target, *(task.context for task in first.tasks)):
+        found = tuple(view.x.shape[2:])
+        if found != size:
+            raise RecipeError(f"data.size is {size}, but the data's transforms make views of {found}")
     channels = first.target.x.shape[1]
     if recipe["encoder"].get("in_chans", channels) != channels:
         raise RecipeError(f"the data has {channels} channels: set encoder.in_chans={channels}")
-    batch_transform = build(data["batch_transform"], "data.batch_transform")
-    try:
-        batch_transform(first)
-    except (TypeError, ValueError) as error:
-        raise RecipeError(str(error)) from error
+    check_statistics(model.encoder, data["batch_transform"])
     steps = recipes.total_steps(settings, len(dataset))
     schedule = partial(build_schedule, steps=steps, batch_size=settings.batch_size, dataset_size=len(dataset))
     optim = recipe["optim"]
     return Trainer(
         model=model,
-        make_optimizer=partial(adamw, betas=tuple(optim["betas"]), eps=optim["eps"]),
+        make_optimizer=partial(make_optimizer, optim),
         batches=batches,
         batch_transform=batch_transform,
         lr=schedule(optim["lr"], "optim.lr"),
@@ -106,18 +110,52 @@ def fitting_grid(encoder: Encoder, size: Sequence[int]) -> tuple[int, ...]:
         raise RecipeError(f"encoder and data.size: {error}") from error
 
 
-def fitting_masker(recipe: Mapping[str, Any], grid: tuple[int, ...]) -> Masker:
+def check_statistics(encoder: Encoder, node: Mapping[str, Any]) -> None:
+    """Inputs must be normalised as the encoder's weights were trained.
+
+    Raises:
+        RecipeError: with the right numbers.
+    """
+    for name, wanted in zip(("mean", "std"), encoder.statistics or (), strict=False):
+        if list(node.get(name, ())) != list(wanted):
+            raise RecipeError(
+                f"the encoder's pretrained weights need data.batch_transform.{name}={list(wanted)}, "
+                f"not {node.get(name)}"
+            )
+
+
+def fitting_masker(recipe: Mapping[str, Any], model: JEPA, grid: tuple[int, ...]) -> Masker:
     """The recipe's masker.
 
     Raises:
-        RecipeError: its settings cannot serve that grid.
+        RecipeError: its settings cannot serve that grid, or encoder or predictor cannot serve its tasks.
     """
     masker: Masker = build(recipe["masker"], "masker")
     try:
         masker.check(grid)
     except ValueError as error:
         raise RecipeError(f"masker: {error}") from error
+    encoder, predictor, name = model.encoder, model.predictor, type(masker).__name__
+    for drawn in masker.sample(1, grid, torch.Generator()):
+        if isinstance(drawn, Masks) and not encoder.hides:
+            raise RecipeError(
+                f"masker: {name} hides tokens, but encoder {type(encoder).__name__} sees whole inputs only: use "
+                f"jepa.maskers.Saccade or Pair, or an encoder that takes masks, as jepa.encoders.ViT"
+            )
+        query = type(pose(torch.empty(1, 1, *grid), drawn).query)
+        if not issubclass(query, predictor.answers):
+            raise RecipeError(
+                f"predictor: {type(predictor).__name__} answers {predictor.answers.__name__}, "
+                f"but masker {name} asks with {query.__name__}"
+            )
     return masker
+
+
+def make_optimizer(optim: Mapping[str, Any], model: JEPA) -> torch.optim.Optimizer:
+    """The optimiser of the section `optim`: AdamW unless it names another."""
+    if optim.get("optimizer") is None:
+        return adamw(model, betas=tuple(optim["betas"]), eps=optim["eps"])
+    return build(optim["optimizer"], "optim.optimizer", params=parameter_groups(model), lr=0.0, weight_decay=0.0)
 
 
 def build_schedule(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -19,10 +20,10 @@ from jepa import seeding
 from jepa.assemble import build_schedule, fitting_grid, fitting_masker, input_size
 from jepa.build import build, build_model
 from jepa.data.base import SampleDataset
-from jepa.data.batches import MAX_CONSECUTIVE_UNREADABLE
+from jepa.data.batches import MAX_CONSECUTIVE_UNREADABLE, pose
 from jepa.model import JEPA
 from jepa.settings import TrainSettings
-from jepa.types import Indices, JepaBatch, Masks, Task, UnreadableSample, View
+from jepa.types import JepaBatch, Masks, Motions, UnreadableSample, View
 
 SAMPLES = 32  # of which tokens, arithmetic and memory are estimated
 
@@ -57,10 +58,10 @@ def describe(recipe: Mapping[str, Any]) -> str:
     shape = input_size(recipe["data"]["size"])
     model: JEPA = build_model(recipe, meta=True)
     grid = fitting_grid(model.encoder, shape)
-    masker = fitting_masker(recipe, grid)
+    masker = fitting_masker(recipe, model, grid)
     count = min(SAMPLES, settings.batch_size)
     drawn = masker.sample(count, grid, seeding.generator(recipe["seed"], seeding.Stream.MASK, 1))
-    cost = step_cost(recipe, drawn, (channels_of(dataset, recipe), *shape), settings)
+    cost = step_cost(recipe, drawn, count, (channels_of(dataset, recipe), *shape), settings)
     return "\n".join(
         f"{name:<22}{value}" for name, value in rows(recipe, settings, model, grid, drawn, cost, steps, size)
     )
@@ -85,10 +86,24 @@ def count_parameters(module: nn.Module | None) -> int:
     return 0 if module is None else sum(p.numel() for p in module.parameters())
 
 
-def step_cost(recipe: Mapping[str, Any], drawn: list[Masks], shape: tuple[int, ...], settings: TrainSettings) -> Cost:
-    """Arithmetic and activations of forward and backward passes on these masks, traced without computing anything."""
-    samples = len(drawn[0].context)
-    tasks = [(Indices.from_maps(m.context), Indices.from_maps(m.targets.flatten(0, 1))) for m in drawn]
+def step_cost(
+    recipe: Mapping[str, Any],
+    drawn: Sequence[Masks | Motions],
+    samples: int,
+    shape: tuple[int, ...],
+    settings: TrainSettings,
+) -> Cost:
+    """Arithmetic and activations of forward and backward passes on these masks, traced without computing anything.
+
+    Args:
+        shape: (C, *size) of what the encoder sees.
+    """
+    batch_transform = build(recipe["data"]["batch_transform"], "data.batch_transform")
+    if hasattr(batch_transform, "raw_shape"):
+        shape = batch_transform.raw_shape(shape)
+    x = torch.zeros(samples, *shape)
+    tasks = [pose(x, masks) for masks in drawn]
+    batch = batch_transform(JepaBatch(View(x), tasks))
     model = build_model(recipe, meta=True).train()
     weights: dict[str, Tensor] = {}
     kept: dict[int, Tensor] = {}  # tensors, not numbers: a storage that is freed could lend its id to another
@@ -100,9 +115,7 @@ def step_cost(recipe: Mapping[str, Any], drawn: list[Masks], shape: tuple[int, .
     with FakeTensorMode() as fake:
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             weights[name] = torch.empty(tensor.shape, dtype=tensor.dtype).requires_grad_(tensor.requires_grad)
-        x = torch.empty(samples, *shape)
-        tasks = [(context.apply(fake.from_tensor), query.apply(fake.from_tensor)) for context, query in tasks]
-        batch = JepaBatch(View(x), [Task(View(x, context), query) for context, query in tasks])
+        batch = batch.apply(fake.from_tensor)
         counter = FlopCounterMode(display=False)
         autocast = torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bf16")
         with counter, autocast, saved_tensors_hooks(keep, lambda tensor: tensor):
@@ -112,12 +125,24 @@ def step_cost(recipe: Mapping[str, Any], drawn: list[Masks], shape: tuple[int, .
     return Cost(counter.get_total_flops() / samples, activations / samples)
 
 
+def asked(drawn: Masks | Motions) -> str:
+    """A task in a line."""
+    if isinstance(drawn, Motions):
+        numbers = drawn.motion.shape[1]
+        return f"1 view from 1 other, nothing hidden, {numbers} numbers told"
+    context, targets = drawn.context.flatten(1).sum(1).float(), drawn.targets.flatten(2).sum(2).float()
+    return (
+        f"context {context.mean():.1f} tokens ({context.min():.0f} to {context.max():.0f}), "
+        f"{targets.shape[1]} target sets of {targets.mean():.1f} ({targets.min():.0f} to {targets.max():.0f})"
+    )
+
+
 def rows(
     recipe: Mapping[str, Any],
     settings: TrainSettings,
     model: JEPA,
     grid: tuple[int, ...],
-    drawn: list[Masks],
+    drawn: Sequence[Masks | Motions],
     cost: Cost,
     steps: int,
     dataset_size: int | None,
@@ -131,18 +156,9 @@ def rows(
         ("encoder", f"{count_parameters(model.encoder):,} parameters"),
         ("target encoder", f"{fixed:,} parameters" if fixed else "the encoder itself"),
         ("predictor", f"{count_parameters(model.predictor):,} parameters"),
-        ("grid", f"{' x '.join(map(str, grid))} = {drawn[0].context[0].numel():,} tokens per sample for the target"),
+        ("grid", f"{' x '.join(map(str, grid))} = {prod(grid):,} tokens per sample for the target"),
+        *((f"task {number}", asked(masks)) for number, masks in enumerate(drawn, start=1)),
     ]
-    for number, masks in enumerate(drawn, start=1):
-        context = masks.context.flatten(1).sum(1).float()
-        targets = masks.targets.flatten(2).sum(2).float()
-        table += [
-            (
-                f"task {number}",
-                f"context {context.mean():.1f} tokens ({context.min():.0f} to {context.max():.0f}), "
-                f"{targets.shape[1]} target sets of {targets.mean():.1f} ({targets.min():.0f} to {targets.max():.0f})",
-            )
-        ]
     epochs = f" = {samples / dataset_size:,.1f} epochs of {dataset_size:,}" if dataset_size else ""
     return [
         *table,

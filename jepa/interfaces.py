@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from jepa.types import Indices, Masks, Tokens, View
+from jepa.types import Indices, Masks, Motions, Outcome, Tokens, View
 
 
 class Encoder(nn.Module, ABC):
@@ -16,9 +16,13 @@ class Encoder(nn.Module, ABC):
 
     Attributes:
         embed_dim: width D of the tokens.
+        hides: whether it can leave out what a view does not keep. A ConvNet cannot: it takes no masks.
+        statistics: (mean, std) of each channel that its weights were trained with; None where any will do.
     """
 
     embed_dim: int
+    hides: bool = True
+    statistics: tuple[Sequence[float], Sequence[float]] | None = None
 
     @abstractmethod
     def grid(self, input_size: Sequence[int]) -> tuple[int, ...]:
@@ -47,13 +51,31 @@ class Predictor(nn.Module, ABC):
     """Predicts embeddings from context tokens and a query.
 
     The constructor must take the keyword `embed_dim`, the encoder's width: recipes leave it out and it is filled in.
+
+    Attributes:
+        answers: the type of queries that it understands: `Indices`, `Tensor` (motions or actions), or `object` (any).
     """
+
+    answers: type = object
 
     @abstractmethod
     def forward(self, context: Tokens, query: Indices | Tensor) -> Tokens:
         """One token (N, D) for each queried position, in the query's order.
 
-        The query holds M sets for each of the context's, sample after sample; each is predicted on its own.
+        The query holds M sets for each of the context's, sample after sample; each is predicted on its own. A motion
+        or action (B, A) asks for one token for each position of the whole grid.
+        """
+
+
+class Regularizer(nn.Module, ABC):
+    """A part of the loss beside the criterion."""
+
+    @abstractmethod
+    def forward(self, outcome: Outcome) -> dict[str, Tensor]:
+        """Named, weighted scalars that are added to the loss.
+
+        Each is that of all processes together. As DDP averages gradients, the gradient that a process is handed must be
+        its own share times the number of processes; `jepa.losses.moments` has what makes it so.
         """
 
 
@@ -70,8 +92,8 @@ class Masker(ABC):
         """
 
     @abstractmethod
-    def sample(self, batch_size: int, grid: tuple[int, ...], generator: torch.Generator) -> list[Masks]:
-        """Boolean maps for `batch_size` samples, one entry for each task.
+    def sample(self, batch_size: int, grid: tuple[int, ...], generator: torch.Generator) -> Sequence[Masks | Motions]:
+        """Boolean maps or motions for `batch_size` samples, one entry for each task.
 
         It is called with the size of the *global* batch and each process takes its slice, so that masks depend on the
         seed and the step alone. Every context and target set must hold at least one position.
@@ -83,9 +105,11 @@ class TargetUpdater(ABC):
 
     Attributes:
         gradient: whether gradients flow through the targets into the encoder.
+        train_mode: whether a target encoder of its own is in training mode during training.
     """
 
     gradient: bool = False
+    train_mode: bool = False
 
     @abstractmethod
     def make_target(self, encoder: Encoder) -> Encoder | None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jepa.interfaces import Encoder, Predictor, TargetUpdater
-from jepa.types import Indices, JepaBatch, StepOutput, Tokens, View
+from jepa.interfaces import Encoder, Predictor, Regularizer, TargetUpdater
+from jepa.types import Indices, JepaBatch, Outcome, StepOutput, Tokens, View
 
 
 class JEPA(nn.Module):
@@ -20,9 +20,10 @@ class JEPA(nn.Module):
         encoder: sees the context.
         predictor: predicts target embeddings from context tokens and a query.
         target: makes and moves the target encoder.
-        criterion: (prediction (N, D), target (N, D)) -> scalar mean.
-        regularizers: by name, context Tokens -> named, weighted scalars that are added to the loss.
+        criterion: (prediction (N, D), target (N, D)) -> scalar mean, or named scalars.
+        regularizers: by name, each adds named, weighted scalars to the loss.
         normalize_targets: layer-norm the targets over D without affine parameters (epsilon 1e-5), as published.
+        prediction_weight: of the criterion in the loss.
     """
 
     def __init__(
@@ -32,15 +33,16 @@ class JEPA(nn.Module):
         predictor: Predictor,
         target: TargetUpdater,
         criterion: nn.Module,
-        regularizers: Mapping[str, nn.Module] | None = None,
+        regularizers: Mapping[str, Regularizer] | None = None,
         normalize_targets: bool = True,
+        prediction_weight: float = 1.0,
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.predictor = predictor
         self.criterion = criterion
         self.regularizers = nn.ModuleDict(regularizers)
-        self.normalize_targets = normalize_targets
+        self.normalize_targets, self.prediction_weight = normalize_targets, prediction_weight
         self.updater = target
         self.target_encoder = target.make_target(encoder)  # None: the encoder is its own target
 
@@ -50,10 +52,10 @@ class JEPA(nn.Module):
         return self.encoder if self.target_encoder is None else self.target_encoder
 
     def train(self, mode: bool = True) -> JEPA:
-        """A target encoder of its own always stays in evaluation mode: targets are not dropped out."""
+        """A target encoder of its own stays in evaluation mode, unless its updater says otherwise."""
         super().train(mode)
         if self.target_encoder is not None:
-            self.target_encoder.eval()
+            self.target_encoder.train(mode and self.updater.train_mode)
         return self
 
     def targets(self, view: View) -> Tokens:
@@ -71,10 +73,7 @@ class JEPA(nn.Module):
             context = self.encoder(task.context)
             prediction = self.predictor(context, task.query)
             answer = target.at(task.query) if isinstance(task.query, Indices) else target.x
-            found = {"prediction": self.criterion(prediction.x.float(), answer)}
-            for regularizer in self.regularizers.values():
-                found |= regularizer(context)
-            for name, term in found.items():
+            for name, term in self.terms(Outcome(context, prediction, target, task.query, self.predictor), answer):
                 terms[name] = terms.get(name, 0) + term * (task.share / len(batch.tasks))
             seen.append(
                 {
@@ -86,6 +85,14 @@ class JEPA(nn.Module):
         loss = torch.stack(list(terms.values())).sum()
         detached = {name: term.detach() for name, term in terms.items()}
         return StepOutput(loss, detached, {"target": Tokens(target.x.detach(), target.index), "tasks": seen})
+
+    def terms(self, outcome: Outcome, answer: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Named, weighted parts of a task's loss."""
+        found = self.criterion(outcome.prediction.x.float(), answer)
+        found = found if isinstance(found, Mapping) else {"prediction": found}
+        yield from ((name, self.prediction_weight * term) for name, term in found.items())
+        for regularizer in self.regularizers.values():
+            yield from regularizer(outcome).items()
 
     def update_target(self, momentum: float) -> None:
         """Move the target encoder after an optimiser step."""

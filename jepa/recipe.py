@@ -91,12 +91,10 @@ def load_recipe(arguments: Sequence[str]) -> dict[str, Any]:
     overrides = [_override(a, path.parent) for a in arguments if not a.startswith("recipe=")]
     config = _compose(path, overrides)
     changed = {o.lstrip("+").partition("=")[0] for o in overrides}
-    own = {
-        key for key, _ in flat(OmegaConf.to_container(OmegaConf.load(path)))
-    }  # of the file, not of what it starts from
-    _settle_lengths(config, changed, own)
-    _fit_replaced_parts(config, own)
-    _fit_replaced_parts(config, changed)
+    layers = [changed, *_own_keys(path)]
+    _settle_lengths(config, *layers)
+    for keys in reversed(layers):
+        _fit_replaced_parts(config, keys)
     missing = [key for key, value in flat(OmegaConf.to_container(config, resolve=False)) if value == "???"]
     if missing and not config.get("dry_run"):
         raise RecipeError(f"{missing[0]} must be given, as in {missing[0]}=VALUE")
@@ -166,7 +164,7 @@ def _section(model: type[SectionT], node: Any, where: str) -> SectionT:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"] if part in model.model_fields)
         given = first["input"] if key in node else "(nothing)"
-        raise RecipeError(f"{where}.{key}={given!r}: {first['msg']}") from error
+        raise RecipeError(f"{f'{where}.{key}={given!r}' if key else where}: {first['msg']}") from error
 
 
 def total_steps(settings: TrainSettings, dataset_size: int | None) -> int:
@@ -299,6 +297,18 @@ def _compose(path: Path, overrides: list[str]) -> DictConfig:
         raise RecipeError(f"{path.name}: {str(error).splitlines()[0]}") from error
     OmegaConf.set_struct(config, False)
     return config
+
+
+def _own_keys(path: Path) -> list[set[str]]:
+    """Keys that a recipe's file sets itself, then those of the recipes that it starts from, but for base."""
+    raw = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    found = [{key for key, _ in flat(raw)}]
+    for entry in raw.get("defaults") or () if isinstance(raw, dict) else ():
+        for folder in (path.parent, recipes_dir()) if isinstance(entry, str) else ():
+            parent = folder / f"{entry}.yaml"
+            if entry not in ("_self_", "base") and parent.is_file():
+                return found + _own_keys(parent)
+    return found
 
 
 def _settle_lengths(config: DictConfig, *layers: set[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Node = Mapping[str, Any]
 Count = Annotated[int, Field(ge=1)]
@@ -43,12 +43,19 @@ class DataSettings(Section):
 
 
 class OptimSettings(Section):
-    """The section `optim` of a recipe: AdamW, with a schedule for each of its two rates."""
+    """The section `optim` of a recipe: AdamW or another optimiser, with a schedule for each of its two rates."""
 
     lr: ScheduleNode
     weight_decay: ScheduleNode
-    betas: tuple[Beta, Beta]
-    eps: float = Field(ge=0)
+    betas: tuple[Beta, Beta] | None
+    eps: float | None = Field(ge=0)
+    optimizer: Node | None = Field(None, description="another than AdamW, called with groups, lr and weight_decay")
+
+    @model_validator(mode="after")
+    def _one(self) -> OptimSettings:
+        if (self.optimizer is None) != (self.betas is not None) or (self.optimizer is None) != (self.eps is not None):
+            raise ValueError("AdamW needs betas and eps; with another optimizer they must be null")
+        return self
 
 
 class TrainSettings(Section):

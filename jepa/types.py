@@ -143,6 +143,11 @@ class Tokens:
         sample = query.sets // (len(query) // len(self.index))
         return self.x[sample * prod(query.grid) + query.values]
 
+    def pooled(self) -> Tensor:
+        """(S, D) mean of each set's tokens."""
+        total = self.x.new_zeros(len(self.index), self.x.shape[1]).index_add(0, self.index.sets, self.x)
+        return total / self.index.lengths[:, None]
+
     def dense(self) -> Tensor:
         """(S, L, D) when all sets have the same length L.
 
@@ -260,6 +265,36 @@ class Masks:
 
     context: Tensor
     targets: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Motions:
+    """A masker's answer for one task where nothing is hidden: what happens to the view, or what is done.
+
+    Attributes:
+        motion: (B, A) float, the code that the predictor is told; A = 0 where there is nothing to tell.
+    """
+
+    motion: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What came of one task, with its graph: what regularisers look at.
+
+    Attributes:
+        context: what the encoder made of what is seen.
+        prediction: what the predictor answered.
+        target: what the target encoder made of the target view, as a criterion sees it.
+        query: what was asked.
+        predictor: (tokens, query) -> tokens, to ask it more.
+    """
+
+    context: Tokens
+    prediction: Tokens
+    target: Tokens
+    query: Indices | Tensor
+    predictor: Callable[[Tokens, Indices | Tensor], Tokens]
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,5 +1,6 @@
 """Datasets, transforms and batches."""
 
+from jepa.data.augment import two_views
 from jepa.data.base import DataError, SampleDataset, fingerprint_of
 from jepa.data.batches import Batches, collate, loader
 from jepa.data.digits import Digits
@@ -7,6 +8,7 @@ from jepa.data.images import Images
 from jepa.data.normalize import Normalize
 from jepa.data.shapes import Shapes
 from jepa.data.transforms import center_crop, random_resized_crop
+from jepa.data.views import Saccades, Views
 
 __all__ = [
     "Batches",
@@ -14,11 +16,14 @@ __all__ = [
     "Digits",
     "Images",
     "Normalize",
+    "Saccades",
     "SampleDataset",
     "Shapes",
+    "Views",
     "center_crop",
     "collate",
     "fingerprint_of",
     "loader",
     "random_resized_crop",
+    "two_views",
 ]

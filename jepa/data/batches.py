@@ -16,7 +16,7 @@ from jepa.data.base import DataError, SampleDataset
 from jepa.data.transforms import Transform
 from jepa.interfaces import Masker
 from jepa.seeding import Stream
-from jepa.types import Indices, JepaBatch, Masks, Sample, Task, UnreadableSample, View
+from jepa.types import Indices, JepaBatch, Masks, Motions, Sample, Task, UnreadableSample, View
 
 MAX_CONSECUTIVE_UNREADABLE = 64
 LAST_SECONDS = 30  # that a data worker lives on after SIGTERM
@@ -73,7 +73,7 @@ class Batches(Dataset[JepaBatch]):
         self.seed, self.batch_size, self.rank, self.world_size = seed, batch_size, rank, world_size
         self.accumulate, self.slice_size = accumulate, batch_size // slices
         self._orders: dict[int, Tensor] = {}
-        self._drawn: tuple[int, list[Masks]] = (0, [])
+        self._drawn: tuple[int, Sequence[Masks | Motions]] = (0, [])
 
     def __getitem__(self, k: int) -> JepaBatch:
         """Micro-batch k.
@@ -89,9 +89,8 @@ class Batches(Dataset[JepaBatch]):
             picked = [self._sample(position, skipped) for position in range(first, first + self.slice_size)]
         masks, shares = [], []
         for drawn in self._global_masks(step):
-            mine = Masks(drawn.context[start : start + self.slice_size], drawn.targets[start : start + self.slice_size])
-            shares.append(int(mine.targets.sum()) * self.world_size / int(drawn.targets.sum()))
-            masks.append(mine)
+            masks.append(some(drawn, start, start + self.slice_size))
+            shares.append(_predictions(masks[-1]) * self.world_size / _predictions(drawn))
         index = torch.tensor([i for i, _ in picked])
         return collate([sample for _, sample in picked], masks, shares, index=index, skipped=skipped)
 
@@ -133,7 +132,7 @@ class Batches(Dataset[JepaBatch]):
             self._orders = dict([*last, (epoch, order.int() if len(order) < 2**31 else order)])
         return self._orders[epoch]
 
-    def _global_masks(self, step: int) -> list[Masks]:
+    def _global_masks(self, step: int) -> Sequence[Masks | Motions]:
         """Masks of the whole global batch, drawn once for consecutive micro-batches of a step."""
         if self._drawn[0] != step:
             generator = seeding.generator(self.seed, Stream.MASK, step)
@@ -145,7 +144,14 @@ class Batches(Dataset[JepaBatch]):
             self._drawn = (step, drawn)
         return self._drawn[1]
 
-    def _check(self, masks: Masks, where: str) -> None:
+    def _check(self, masks: Masks | Motions, where: str) -> None:
+        if isinstance(masks, Motions):
+            if masks.motion.ndim != 2 or len(masks.motion) != self.batch_size or not masks.motion.is_floating_point():
+                raise DataError(
+                    f"{where}: expected motions ({self.batch_size}, A) of floats, "
+                    f"got {masks.motion.dtype} {tuple(masks.motion.shape)}"
+                )
+            return
         for name, maps, sets in (("context", masks.context, ()), ("target", masks.targets, masks.targets.shape[1:2])):
             expected = (self.batch_size, *sets, *self.grid)
             if maps.dtype != torch.bool or tuple(maps.shape) != expected or 0 in sets:
@@ -158,9 +164,28 @@ class Batches(Dataset[JepaBatch]):
                 raise DataError(f"{where}: the {which} of sample {empty[0][0]} of the global batch is empty")
 
 
+def some(drawn: Masks | Motions, start: int, stop: int) -> Masks | Motions:
+    """Of samples start, ..., stop - 1."""
+    if isinstance(drawn, Motions):
+        return Motions(drawn.motion[start:stop])
+    return Masks(drawn.context[start:stop], drawn.targets[start:stop])
+
+
+def _predictions(drawn: Masks | Motions) -> int:
+    """How many the loss is the mean of: target tokens, or samples where all have as many."""
+    return len(drawn.motion) if isinstance(drawn, Motions) else int(drawn.targets.sum())
+
+
+def pose(x: Tensor, drawn: Masks | Motions, share: float = 1.0) -> Task:
+    """The task that a masker's answer poses on x (B, C, *size)."""
+    if isinstance(drawn, Motions):
+        return Task(View(x), drawn.motion, share)
+    return Task(View(x, Indices.from_maps(drawn.context)), Indices.from_maps(drawn.targets.flatten(0, 1)), share)
+
+
 def collate(
     samples: Sequence[Sample],
-    masks: Sequence[Masks],
+    masks: Sequence[Masks | Motions],
     shares: Sequence[float],
     *,
     index: Tensor | None = None,
@@ -170,7 +195,7 @@ def collate(
 
     Args:
         samples: B of them, equal in shape and in the names of their labels.
-        masks: of these samples, one for each task.
+        masks: of these samples, or motions, one for each task.
         shares: (tokens here) * (processes) / (tokens of the global batch), one for each task, counted over target
             maps. Gradients summed over a step's micro-batches and averaged over its processes are then those of the
             mean over all target tokens of the global batch.
@@ -196,10 +221,7 @@ def collate(
         )
         for name in names
     }
-    tasks = [
-        Task(View(x, Indices.from_maps(m.context)), Indices.from_maps(m.targets.flatten(0, 1)), share)
-        for m, share in zip(masks, shares, strict=True)
-    ]
+    tasks = [pose(x, drawn, share) for drawn, share in zip(masks, shares, strict=True)]
     return JepaBatch(View(x), tasks, labels, index, tuple(skipped))
 
 

@@ -37,6 +37,10 @@ class Normalize(nn.Module):
         """The batch with each of its inputs normalised."""
         return batch.map_inputs(self.normalize)
 
+    def raw_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Of the samples from which it makes inputs (C, *size) of that shape."""
+        return tuple(shape)
+
     def normalize(self, x: Tensor) -> Tensor:
         """x: (B, C, *size) uint8 -> float32. Floating-point input is taken as normalised already and returned as is.
 

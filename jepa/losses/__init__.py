@@ -1,6 +1,18 @@
 """Criteria and regularisers: plain modules that return scalars."""
 
-from jepa.losses.regression import L1, L2, SmoothL1
-from jepa.losses.regularizers import VarianceCovariance
+from jepa.losses.redundancy import BarlowTwins
+from jepa.losses.regression import L1, L2, Cosine, Huber, SmoothL1
+from jepa.losses.regularizers import CycleConsistency, VarianceCovariance
+from jepa.losses.sigreg import SIGReg
 
-__all__ = ["L1", "L2", "SmoothL1", "VarianceCovariance"]
+__all__ = [
+    "L1",
+    "L2",
+    "BarlowTwins",
+    "Cosine",
+    "CycleConsistency",
+    "Huber",
+    "SIGReg",
+    "SmoothL1",
+    "VarianceCovariance",
+]

@@ -1,4 +1,4 @@
-"""Criteria that compare predicted with target embeddings: the mean over every element."""
+"""Criteria that compare predicted with target embeddings: means over tokens."""
 
 from __future__ import annotations
 
@@ -35,3 +35,28 @@ class L2(nn.Module):
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:  # (N, D), (N, D) -> ()
         return F.mse_loss(prediction, target)
+
+
+class Huber(nn.Module):
+    """Quadratic below `delta`, linear with slope `delta` above: `delta` times `SmoothL1(beta=delta)`.
+
+    Raises:
+        ValueError: `delta` is not positive.
+    """
+
+    def __init__(self, *, delta: float = 1.0) -> None:
+        super().__init__()
+        if delta <= 0:
+            raise ValueError(f"criterion.delta={delta} must be positive")
+        self.delta = delta
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:  # (N, D), (N, D) -> ()
+        return F.huber_loss(prediction, target, delta=self.delta)
+
+
+class Cosine(nn.Module):
+    """1 - cosine, mean over tokens. SimSiam's negative cosine (Chen & He 2021, equation 1) is one less; BYOL's squared
+    distance of unit vectors (Grill et al. 2020, equation 2) is twice as much."""
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:  # (N, D), (N, D) -> ()
+        return 1 - F.cosine_similarity(prediction, target, dim=-1).mean()

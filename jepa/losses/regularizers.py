@@ -2,16 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Literal, get_args
+
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
+import torch.nn.functional as F
+from torch import Tensor
 
-from jepa.types import Tokens
+from jepa.interfaces import Regularizer
+from jepa.losses.moments import full_precision, global_covariance
+from jepa.nn import motion
+from jepa.types import Indices, Outcome, Tokens
+
+Side = Literal["context", "prediction", "target"]
 
 
-class VarianceCovariance(nn.Module):
-    """Variance and covariance terms of VICReg (Bardes et al. 2022, equations 1 to 4) over tokens, as in C-JEPA.
+def as_sides(on: Sequence[Side]) -> tuple[Side, ...]:
+    """The setting `on` of a regulariser.
+
+    Raises:
+        ValueError: it names none, one twice, or something else.
+    """
+    sides = tuple(on)
+    if not sides or len(set(sides)) < len(sides) or not set(sides) <= set(get_args(Side)):
+        raise ValueError(f"on={list(on)}: some of {', '.join(get_args(Side))}, each once")
+    return sides
+
+
+def mean_over(
+    on: tuple[Side, ...], outcome: Outcome, terms: Callable[[Tokens], dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    """Named terms of each of these sides, averaged."""
+    found = [terms(getattr(outcome, side)) for side in on]
+    return {name: torch.stack([one[name] for one in found]).mean() for name in found[0]}
+
+
+class VarianceCovariance(Regularizer):
+    """Variance and covariance terms of VICReg (Bardes et al. 2022, equations 1 to 4), on tokens as in C-JEPA.
 
     Every token is a sample. Moments are those of all processes' tokens; as DDP averages gradients, the gradient is that
     of the global batch.
@@ -21,22 +48,38 @@ class VarianceCovariance(nn.Module):
         covariance: weight of the squared off-diagonal covariances, summed and divided by D.
         margin: standard deviation that is enough.
         eps: added to the variance under the root.
+        on: what it looks at, "context", "prediction" or "target"; the mean of several. Without a gradient through the
+            targets (`jepa.targets.Shared` has it) a term on them moves nothing.
+        pool: look at the mean of each set's tokens instead.
 
     Raises:
-        ValueError: a weight is negative, or both are zero.
+        ValueError: a weight is negative, or both are zero; an unknown side.
     """
 
     def __init__(
-        self, *, variance: float = 1.0, covariance: float = 0.04, margin: float = 1.0, eps: float = 1e-4
+        self,
+        *,
+        variance: float = 1.0,
+        covariance: float = 0.04,
+        margin: float = 1.0,
+        eps: float = 1e-4,
+        on: tuple[Side, ...] = ("context",),
+        pool: bool = False,
     ) -> None:
         super().__init__()
         if min(variance, covariance) < 0 or variance == covariance == 0:
             raise ValueError(f"variance={variance}, covariance={covariance}: weights must be positive, one may be 0")
         self.variance, self.covariance, self.margin, self.eps = variance, covariance, margin, eps
+        self.on, self.pool = as_sides(on), pool
 
-    def forward(self, tokens: Tokens) -> dict[str, Tensor]:
-        """Weighted scalars "variance" and "covariance" of tokens (N, D)."""
-        covariance = global_covariance(tokens.x.float())
+    def forward(self, outcome: Outcome) -> dict[str, Tensor]:
+        """Weighted scalars "variance" and "covariance"."""
+        return mean_over(self.on, outcome, self.terms)
+
+    def terms(self, tokens: Tokens) -> dict[str, Tensor]:
+        """Of tokens (N, D)."""
+        with full_precision(tokens.x):
+            covariance = global_covariance((tokens.pooled() if self.pool else tokens.x).float())
         std = (covariance.diagonal() + self.eps).sqrt()
         off_diagonal = covariance - covariance.diagonal().diag()
         return {
@@ -45,20 +88,28 @@ class VarianceCovariance(nn.Module):
         }
 
 
-def global_covariance(x: Tensor) -> Tensor:
-    """Unbiased covariance (D, D) of the rows of all processes' x (N, D), differentiable.
+class CycleConsistency(Regularizer):
+    """There and back gives the start: the prediction, moved back by the inverse movement, is the context.
 
-    The gradient that each process gets is its own, times the number of processes: what DDP's average asks for.
+    Only for predictors that are told a movement (`jepa.nn.motion`), with targets in the context's own range
+    (`model.normalize_targets: false`). From LumenPallidium/jepa, which negated the code of the movement instead: its
+    cosines are even, so that was not the code of any movement.
+
+    Args:
+        weight: of the mean squared difference.
     """
-    count = x.new_tensor(float(len(x)))
-    mean = x.detach().sum(0)  # centring by a constant changes neither the value nor the gradient of the result
-    parallel = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-    if parallel:
-        dist.all_reduce(count)
-        dist.all_reduce(mean)
-    x = x - mean / count
-    moments = torch.cat((x.T @ x, x.sum(0, keepdim=True)))
-    if parallel:
-        moments = all_reduce(moments)
-    second, first = moments[:-1], moments[-1]
-    return (second - first[:, None] * first / count) / (count - 1)
+
+    def __init__(self, *, weight: float = 0.25) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, outcome: Outcome) -> dict[str, Tensor]:
+        """The weighted scalar "cycle".
+
+        Raises:
+            TypeError: the query is not a movement.
+        """
+        if isinstance(outcome.query, Indices):
+            raise TypeError("CycleConsistency needs a masker that moves views, as jepa.maskers.Saccade")
+        back = outcome.predictor(outcome.prediction, motion.inverse(outcome.query))
+        return {"cycle": self.weight * F.mse_loss(back.x.float(), outcome.context.x.float())}

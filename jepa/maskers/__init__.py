@@ -2,5 +2,6 @@
 
 from jepa.maskers.ablations import RandomPatches, Rasterized, SingleBlock
 from jepa.maskers.multiblock import MultiBlock
+from jepa.maskers.saccade import Pair, Saccade
 
-__all__ = ["MultiBlock", "RandomPatches", "Rasterized", "SingleBlock"]
+__all__ = ["MultiBlock", "Pair", "RandomPatches", "Rasterized", "Saccade", "SingleBlock"]

@@ -1,5 +1,6 @@
 """Predictors: context tokens and a query in, predicted tokens out."""
 
+from jepa.predictors.motion import MLP, Identity, MotionMLP, MotionTransformer
 from jepa.predictors.vit import ViTPredictor
 
-__all__ = ["ViTPredictor"]
+__all__ = ["MLP", "Identity", "MotionMLP", "MotionTransformer", "ViTPredictor"]

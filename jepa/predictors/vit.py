@@ -62,6 +62,8 @@ class ViTPredictor(Predictor):
         norm_eps, activation: as the encoder's.
     """
 
+    answers = Indices
+
     def __init__(
         self,
         *,

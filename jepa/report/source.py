@@ -18,13 +18,13 @@ from jepa import checkpoint, seeding
 from jepa import recipe as recipes
 from jepa.build import RecipeError, build
 from jepa.data.base import DataError, SampleDataset
-from jepa.data.batches import MAX_CONSECUTIVE_UNREADABLE, collate
+from jepa.data.batches import MAX_CONSECUTIVE_UNREADABLE, collate, some
 from jepa.interfaces import Masker
 from jepa.loading import Pretrained, load
 from jepa.metrics import read_metrics
 from jepa.seeding import Stream
 from jepa.settings import TrainSettings
-from jepa.types import JepaBatch, Masks, Sample, StepOutput, UnreadableSample
+from jepa.types import JepaBatch, Sample, StepOutput, UnreadableSample
 
 ENCODED_AT_ONCE = 32
 MOST_TOKENS = 65_536  # kept for the search among patches
@@ -236,4 +236,4 @@ def pose(run: Run, samples: Sequence[Sample], grid: tuple[int, ...], settings: S
     count = len(samples)
     whole = max(count, run.settings.batch_size)  # masks of the published kind depend on the batch that they are part of
     drawn = masker.sample(whole, grid, seeding.generator(settings.seed, Stream.MASK, 1))
-    return collate(samples, [Masks(m.context[:count], m.targets[:count]) for m in drawn], [1.0] * len(drawn))
+    return collate(samples, [some(masks, 0, count) for masks in drawn], [1.0] * len(drawn))

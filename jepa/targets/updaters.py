@@ -17,18 +17,23 @@ class EMA(TargetUpdater):
     After optimiser step s of T, target = m * target + (1 - m) * encoder with m rising linearly from `start` at s = 1
     towards `end` (Assran et al. 2023, appendix A.1; Grill et al. 2020).
 
+    Batch norm: in evaluation mode the target normalises with running statistics, which are averaged as the weights are.
+    In training mode it normalises with those of the batch and keeps running ones of its own, so its buffers are left
+    alone. Dropout and stochastic depth then act on targets too.
+
     Args:
         start, end: momentum at the first step and towards the end of the run, in [0, 1].
+        train_mode: the target encoder is in training mode during training, as published for BYOL.
 
     Raises:
         ValueError: a momentum outside [0, 1].
     """
 
-    def __init__(self, *, start: float = 0.996, end: float = 1.0) -> None:
+    def __init__(self, *, start: float = 0.996, end: float = 1.0, train_mode: bool = False) -> None:
         for name, value in (("start", start), ("end", end)):
             if not 0 <= value <= 1:
                 raise ValueError(f"target.{name}={value}: a momentum lies in [0, 1]")
-        self.start, self.end = start, end
+        self.start, self.end, self.train_mode = start, end, train_mode
 
     def make_target(self, encoder: Encoder) -> Encoder:
         return frozen_copy(encoder)
@@ -39,12 +44,15 @@ class EMA(TargetUpdater):
     @torch.no_grad()
     def update(self, encoder: Encoder, target: Encoder | None, momentum: float) -> None:
         assert target is not None
-        old, new = tensors(target), tensors(encoder)
+        old, new = self._followed(target), self._followed(encoder)
         floating = [i for i, tensor in enumerate(old) if tensor.is_floating_point()]
         if floating:
             torch._foreach_lerp_([old[i] for i in floating], [new[i] for i in floating], 1 - momentum)
         for i in set(range(len(old))) - set(floating):
             old[i].copy_(new[i])
+
+    def _followed(self, encoder: Encoder) -> list[Tensor]:
+        return [*encoder.parameters(), *([] if self.train_mode else encoder.buffers())]
 
 
 class Frozen(TargetUpdater):
@@ -80,9 +88,5 @@ class Shared(StopGradient):
 
 
 def frozen_copy(encoder: Encoder) -> Encoder:
-    """A deep copy that takes no gradients and stays in evaluation mode."""
+    """A deep copy that takes no gradients, in evaluation mode."""
     return copy.deepcopy(encoder).requires_grad_(False).eval()
-
-
-def tensors(module: torch.nn.Module) -> list[Tensor]:
-    return [*module.parameters(), *module.buffers()]

@@ -1,0 +1,194 @@
+"""Losses against independent formulations in float64, published values, and two processes against one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
+
+from jepa.interfaces import Predictor, Regularizer
+from jepa.losses import BarlowTwins, Cosine, CycleConsistency, Huber, SIGReg, SmoothL1, VarianceCovariance
+from jepa.losses.moments import global_covariance, standardized
+from jepa.losses.sigreg import epps_pulley
+from jepa.nn import motion
+from jepa.types import Indices, Outcome, Tokens
+
+
+def tokens(x: Tensor, per_sample: int = 1) -> Tokens:
+    return Tokens(x, Indices.all(len(x) // per_sample, (per_sample,)))
+
+
+def outcome(context: Tensor, prediction: Tensor | None = None, target: Tensor | None = None) -> Outcome:
+    prediction, target = (context if x is None else x for x in (prediction, target))
+    code = torch.zeros(len(context), 0)
+    return Outcome(tokens(context), tokens(prediction), tokens(target), code, lambda context, _: context)
+
+
+def sample(rows: int, width: int, seed: int = 0) -> Tensor:
+    mixing = torch.randn(width, width, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    x = torch.randn(rows, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return x @ mixing + torch.arange(width)
+
+
+def test_huber_and_cosine() -> None:
+    a, b = sample(7, 3), sample(7, 3, 1)
+    error = (a - b).abs()
+    by_hand = torch.where(error < 0.5, error.square() / 2, 0.5 * (error - 0.25)).mean()
+    assert Huber(delta=0.5)(a, b).item() == pytest.approx(by_hand.item())
+    assert Huber(delta=0.5)(a, b).item() == pytest.approx(0.5 * SmoothL1(beta=0.5)(a, b).item())
+    unit = [x / x.square().sum(1, keepdim=True).sqrt() for x in (a, b)]
+    byol = (unit[0] - unit[1]).square().sum(1).mean()
+    assert 2 * Cosine()(a, b).item() == pytest.approx(byol.item())
+    assert Cosine()(a, b).item() - 1 == pytest.approx(-(unit[0] * unit[1]).sum(1).mean().item())
+    with pytest.raises(ValueError, match=r"criterion\.delta=0"):
+        Huber(delta=0)
+
+
+def test_variance_and_covariance_of_known_points() -> None:
+    """Covariance -1/2 and variances 7/3 and 1 of three points, by hand."""
+    x = torch.tensor([[1.0, 2], [2, 0], [4, 1]])
+    found = VarianceCovariance(variance=1.0, covariance=1.0, margin=1.5, eps=0.0)(outcome(x))
+    assert found["covariance"].item() == pytest.approx(2 * 0.25 / 2)  # /D; over D (D - 1) it would be .25
+    assert found["variance"].item() == pytest.approx((0 + 0.5) / 2)
+    assert VarianceCovariance(eps=0.0)(outcome(x))["variance"].item() == pytest.approx(0, abs=1e-7)
+
+
+def test_covariance_is_that_of_torch() -> None:
+    x = sample(11, 4)
+    torch.testing.assert_close(global_covariance(x), torch.cov(x.T))
+    torch.testing.assert_close(
+        standardized(x, 1e-5), torch.nn.functional.batch_norm(x, None, None, training=True, eps=1e-5)
+    )
+
+
+def test_sides_are_averaged_and_tokens_pooled() -> None:
+    a, b, c = (sample(12, 3, seed).float() for seed in range(3))
+    alone = [VarianceCovariance()(outcome(x))["covariance"] for x in (a, b, c)]
+    both = VarianceCovariance(on=("context", "target"))(outcome(a, b, c))["covariance"]
+    assert both.item() == pytest.approx((alone[0] + alone[2]).item() / 2)
+    assert VarianceCovariance(on=("prediction",))(outcome(a, b, c))["covariance"].equal(alone[1])
+    grid = Outcome(tokens(a, 4), tokens(a, 4), tokens(a, 4), torch.zeros(3, 0), lambda context, _: context)
+    pooled = VarianceCovariance(pool=True)(grid)["covariance"]
+    assert pooled.item() == pytest.approx(VarianceCovariance()(outcome(a.view(3, 4, 3).mean(1)))["covariance"].item())
+    for on in ((), ("context", "context"), ("sideways",)):
+        with pytest.raises(ValueError, match="some of context, prediction, target"):
+            VarianceCovariance(on=on)
+
+
+def test_barlow_twins_in_float64() -> None:
+    a, b = sample(20, 5), sample(20, 5) + 0.3 * sample(20, 5, 1)
+    za, zb = ((x - x.mean(0)) / (x.var(0, unbiased=False) + 1e-5).sqrt() for x in (a, b))
+    diagonal = off = 0.0
+    for i in range(5):
+        for j in range(5):
+            c = (za[:, i] * zb[:, j]).mean().item()
+            diagonal, off = (diagonal + (1 - c) ** 2, off) if i == j else (diagonal, off + c**2)
+    found = BarlowTwins(redundancy=0.01)(a, b)
+    assert found["invariance"].item() == pytest.approx(diagonal)
+    assert found["redundancy"].item() == pytest.approx(0.01 * off)
+
+
+@pytest.mark.parametrize(("x", "value"), [([-1.0, 0, 1], 0.03294650), ([0.0] * 4, 1.60819032), ([2.0, 2], 5.28570479)])
+def test_epps_pulley_of_published_code(x: list[float], value: float) -> None:
+    assert epps_pulley(torch.tensor(x)[:, None]).item() == pytest.approx(value, rel=1e-6)
+
+
+def test_epps_pulley_is_the_weighted_distance_of_characteristic_functions() -> None:
+    x = sample(6, 1)[:, 0] / 2
+    nodes = torch.linspace(-3, 3, 2001, dtype=torch.float64)
+    empirical = torch.exp(1j * nodes[:, None] * x).mean(1)
+    density = (empirical - torch.exp(-nodes.square() / 2)).abs().square() * torch.exp(-nodes.square() / 2)
+    whole = 6 * torch.trapezoid(density, nodes)
+    assert epps_pulley(x[:, None], points=2001).item() == pytest.approx(whole.item(), rel=1e-4)
+
+
+def test_sigreg_of_published_code_and_its_count_of_calls() -> None:
+    """The values of the first two steps with 64 slices; a resumed run goes on with the third."""
+    x = torch.arange(12.0).view(4, 3) / 6 - 1
+    sigreg = SIGReg(weight=1.0, slices=64)
+    assert sigreg(outcome(x))["sigreg"].item() == pytest.approx(0.80033946, rel=1e-6)
+    assert sigreg(outcome(x))["sigreg"].item() == pytest.approx(0.70489854, rel=1e-6)
+    resumed = SIGReg(weight=1.0, slices=64)
+    resumed.load_state_dict(sigreg.state_dict())
+    assert resumed(outcome(x))["sigreg"].equal(sigreg(outcome(x))["sigreg"])
+    calls = sigreg.calls
+    sigreg.eval()(outcome(x))
+    assert sigreg.calls == calls
+    with pytest.raises(ValueError, match="points odd"):
+        SIGReg(points=16)
+
+
+class Shift(Predictor):
+    """Adds how far the eye moves, so that there and back is exactly nothing only for the true inverse."""
+
+    def forward(self, context: Tokens, query: Tensor) -> Tokens:
+        return Tokens(context.x + query[:, 1:3], context.index)
+
+
+def test_cycle_asks_the_predictor_for_the_inverse_movement() -> None:
+    x, still = torch.randn(4, 2), torch.zeros(4, 5)
+    move = still.clone()
+    move[:, 1:3] = 0.5
+    predictor = Shift()
+
+    def cycle(query: Tensor) -> float:
+        context = tokens(x)
+        told = Outcome(context, predictor(context, query), context, query, predictor)
+        return CycleConsistency(weight=2.0)(told)["cycle"].item()
+
+    assert cycle(move) == pytest.approx(0, abs=1e-12)
+    turned = move.clone()
+    turned[:, 0] = 90
+    there_and_back = turned[:, 1:3] + motion.inverse(turned)[:, 1:3]  # this toy knows nothing of turning
+    assert cycle(turned) == pytest.approx(2 * there_and_back.square().mean().item())
+    assert cycle(turned) > 0.1
+    with pytest.raises(TypeError, match=r"jepa\.maskers\.Saccade"):
+        CycleConsistency()(Outcome(tokens(x), tokens(x), tokens(x), Indices.all(4, (1,)), predictor))
+
+
+TERMS: dict[str, Regularizer] = {
+    "vicreg": VarianceCovariance(margin=3.0),
+    "sigreg": SIGReg(slices=16),
+}
+
+
+def gradients(a: Tensor, b: Tensor) -> list[Tensor]:
+    """Of each loss, with respect to both sides."""
+    losses = [
+        *(sum(term(outcome(a, b, b)).values()) for term in TERMS.values()),
+        sum(BarlowTwins()(a, b).values()),
+        SIGReg(slices=16, on=("prediction",))(outcome(a, b, b))["sigreg"],
+    ]
+    found = []
+    for loss in losses:
+        grads = torch.autograd.grad(loss, (a, b), allow_unused=True)
+        found.append(torch.cat([torch.zeros_like(a) if g is None else g for g in grads], 1))
+    return [*found, torch.stack(losses).detach()]
+
+
+def work(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    rows = slice(0, 5) if rank == 0 else slice(5, 12)  # unequal shares
+    torch.save(gradients(*(x[rows].requires_grad_() for x in both())), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def both() -> tuple[Tensor, Tensor]:
+    return sample(12, 4).float() / 3, sample(12, 4, 1).float() / 3
+
+
+def test_two_processes_have_the_gradients_of_the_global_batch(tmp_path: Path) -> None:
+    """Each process is handed its own share, times two: DDP halves it."""
+    mp.start_processes(work, (str(tmp_path),), nprocs=2, start_method="fork")  # no second import of torch
+    shares = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    whole = gradients(*(x.requires_grad_() for x in both()))
+    for number, expected in enumerate(whole[:-1]):
+        assert expected.norm() > 1e-3
+        found = torch.cat([share[number] for share in shares]) / 2
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    for share in shares:
+        torch.testing.assert_close(share[-1], whole[-1], rtol=1e-5, atol=1e-6)
