@@ -239,6 +239,56 @@ def test_verdicts(changed, status, reason):
     assert judge(history[1:], Thresholds(warmup=19)).status == status
 
 
+# ijepa_tiny, seed 0, without and with its regulariser: rank share and cosine of targets at every 40th of 1,000 steps
+PUBLISHED_ALONE = """
+.309 .298 .309 .265 .202 .166 .144 .125 .112 .109 .099 .097 .091 .087 .084 .086 .086 .083 .085 .079 .077 .079 .080 .079
+.584 .686 .604 .610 .648 .714 .773 .765 .793 .832 .829 .841 .880 .861 .885 .880 .861 .879 .882 .900 .907 .906 .884 .906
+"""
+SHIPPED = """
+.310 .363 .393 .424 .455 .480 .512 .529 .561 .592 .605 .630 .650 .665 .675 .693 .702 .709 .715 .724 .733 .734 .740 .743
+.579 .475 .410 .358 .316 .261 .212 .180 .164 .114 .104 .098 .074 .079 .066 .055 .054 .055 .050 .052 .048 .047 .043 .049
+"""
+
+
+@pytest.mark.parametrize(("run", "end"), [(PUBLISHED_ALONE, "collapsed"), (SHIPPED, "healthy")])
+def test_recorded_runs(run, end):
+    ranks, cosines = (map(float, line.split()) for line in run.strip().splitlines())
+    history = [{"target_rank_share": r, "target_cosine": c} for r, c in zip(ranks, cosines, strict=True)]
+    limits = Thresholds(warmup=8)
+    found = [judge(history[: n + 1], limits).status for n in range(len(history))]
+    assert set(found[:8]) == {"healthy"}
+    assert set(found[16:]) == {end}
+
+
+@pytest.mark.parametrize(
+    ("rank", "cosine", "status"),
+    [
+        (0.11, 0.86, "collapsed"),
+        (0.11, 0.76, "warning"),  # fewer directions, but the tokens are not much closer than they were
+        (0.14, 0.86, "warning"),  # half of the rank is gone, not two thirds
+        (0.25, 0.86, "healthy"),
+    ],
+)
+def test_collapse_is_told_from_where_a_run_began(rank, cosine, status):
+    begin = START | {"target_rank_share": 0.36, "target_cosine": 0.6}
+    late = GOOD | {"target_rank_share": rank, "target_cosine": cosine}
+    assert judge([begin] * 15 + [late] * 5).status == status
+
+
+def test_targets_that_begin_as_position_are_no_collapse():
+    def run(*positions: float) -> str:
+        return judge([GOOD | {"position_share": p} for p in (*[0.97] * 15, *positions)]).status
+
+    assert run(0.97, 0.965, 0.97, 0.96, 0.955) == "warning"
+    assert run(0.96, 0.94, 0.92, 0.90, 0.88) == "healthy"
+    assert run(*[0.99] * 5) == "collapsed"
+
+
+def test_a_name_that_was_measured_later_is_judged_from_there():
+    rows = [{"target_rank_share": 0.4}] * 5 + [GOOD] * 20
+    assert judge(rows).status == "healthy"
+
+
 def test_a_sudden_loss_of_rank_is_a_partial_collapse():
     verdict = judge([START] * 5 + [GOOD] * 15 + [GOOD | {"target_rank_share": 0.15}] * 5)
     assert verdict.status == "warning"

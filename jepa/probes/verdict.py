@@ -15,27 +15,28 @@ Status = Literal["healthy", "warning", "collapsed"]
 class Thresholds:
     """When a run is called collapsed, and when it is warned about.
 
-    A new encoder looks collapsed: its targets are almost only their position (.88 of the variance in a ViT of width
-    96, whose target tokens then have an effective rank of 10). So nothing but a number that is not finite is judged
-    before `warmup` measurements, and a reason counts only if it held at each of the last `persistence`. Ranks are
-    shares of the largest possible one, min(D, tokens used).
-
-    Measured at width 96 and 8 x 8 tokens, 600 steps of batch 64: the published I-JEPA settings end at a target rank of
-    .06 (from .11), a context rank of .08 and a target cosine of .94; without a slow target and target normalisation it
-    is .03, .04 and .99. With variance and covariance terms on the context tokens, which learn, the ranks grow to .35
-    and .64, and the cosine falls to .11 and the position share to .6.
+    A new encoder looks collapsed by any fixed number: its target tokens span few directions (an effective rank share of
+    .1 to .3, by its width and its data) and may be almost only their position (up to .97 of the variance). So a run is
+    judged against its own beginning: collapsed is what spans a third of the directions that random weights spanned,
+    and has lost half of the spread between tokens. Each alone happens to runs that learn, where ranks dip while content
+    takes over from position. Nothing but a number that is not finite is judged before `warmup` measurements, and a
+    reason counts only if it held at each of the last `persistence`. Ranks are shares of the largest possible one,
+    min(D, tokens used). On which runs this was fitted and checked: docs/looking.md.
 
     Attributes:
         warmup: measurements before a verdict is given.
         persistence: measurements in a row that a reason must hold for.
         beginning: first measurements, whose median later ones are compared to.
+        rank_left, spread_left: collapsed if the target's rank is below this share of where it began, and the spread of
+            its tokens' directions (1 - their mean cosine) is below that share of where it began.
         rank_collapsed: collapsed if the target's rank is below this and below where it began.
         rank_warning: warned about if the target's or the context's rank is below this.
         rank_drop: warned about if the target's rank is below this share of its highest: a partial collapse.
         cosine_collapsed: collapsed if two target tokens have a higher mean cosine: all are one vector.
         cosine_warning: the same, as a warning.
-        position_collapsed: collapsed if position alone explains more of the target's variance.
-        position_warning: warned about if it explains more, and has not fallen since the beginning.
+        position_collapsed: collapsed if position alone explains more of the target's variance than this and than at
+            the beginning; warned about if it explains more than this.
+        position_warning: warned about if it explains more than this and than at the beginning.
         gain_warning: warned about if predictions agree with their target by less than this more than with another
             sample's target at the same position, as a share of what was left to gain.
     """
@@ -43,6 +44,8 @@ class Thresholds:
     warmup: int = 20
     persistence: int = 5
     beginning: int = 3
+    rank_left: float = 1 / 3
+    spread_left: float = 1 / 2
     rank_collapsed: float = 0.08
     rank_warning: float = 0.10
     rank_drop: float = 0.5
@@ -117,22 +120,30 @@ def _recent(history: History, name: str, limits: Thresholds) -> list[float]:
 
 
 def _begin(history: History, name: str, limits: Thresholds) -> float:
-    """The typical first value of `name`."""
-    return median(row[name] for row in history[: limits.beginning] if name in row)
+    """The typical first value of `name`, which was measured."""
+    return median([row[name] for row in history if name in row][: limits.beginning])
 
 
 def _collapsed(history: History, limits: Thresholds) -> Found:
     found: Found = []
-    rank = _recent(history, "target_rank_share", limits)
-    if rank and max(rank) < min(limits.rank_collapsed, _begin(history, "target_rank_share", limits)):
-        found.append((f"the targets' effective rank fell to {rank[-1]:.1%} of the possible", _RANK))
-    cosine = _recent(history, "target_cosine", limits)
+    rank, cosine = _recent(history, "target_rank_share", limits), _recent(history, "target_cosine", limits)
+    if rank:
+        began = _begin(history, "target_rank_share", limits)
+        lost = max(rank) < limits.rank_left * began and cosine and _closer(history, cosine, limits)
+        if lost or max(rank) < min(limits.rank_collapsed, began):
+            fell = f"fell from {began:.1%} to {rank[-1]:.1%} of the possible"
+            found.append((f"the targets' effective rank {fell}", _RANK))
     if cosine and min(cosine) > limits.cosine_collapsed:
         found.append((f"all target tokens are nearly one vector: mean cosine {cosine[-1]:.3f}", _RANK))
     position = _recent(history, "position_share", limits)
-    if position and min(position) > limits.position_collapsed:
+    if position and min(position) > max(limits.position_collapsed, _begin(history, "position_share", limits)):
         found.append((f"position alone explains {position[-1]:.0%} of the targets' variance", _POSITION))
     return found
+
+
+def _closer(history: History, cosine: list[float], limits: Thresholds) -> bool:
+    """Whether the directions of target tokens lost most of their spread."""
+    return 1 - min(cosine) < limits.spread_left * (1 - _begin(history, "target_cosine", limits))
 
 
 def _warnings(history: History, limits: Thresholds) -> Found:
@@ -149,7 +160,8 @@ def _warnings(history: History, limits: Thresholds) -> Found:
     if cosine and min(cosine) > limits.cosine_warning:
         found.append((f"target tokens are much alike: mean cosine {cosine[-1]:.3f}", _RANK))
     position = _recent(history, "position_share", limits)
-    if position and min(position) > max(limits.position_warning, _begin(history, "position_share", limits)):
+    begin = _begin(history, "position_share", limits) if position else 0.0
+    if position and min(position) > min(limits.position_collapsed, max(limits.position_warning, begin)):
         found.append((f"position alone still explains {position[-1]:.0%} of the targets' variance", _POSITION))
     gain = _recent(history, "agreement_gain", limits)
     if gain and max(gain) < limits.gain_warning:
