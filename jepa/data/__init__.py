@@ -8,6 +8,7 @@ from jepa.data.images import Images
 from jepa.data.normalize import Normalize
 from jepa.data.shapes import Shapes
 from jepa.data.transforms import center_crop, random_resized_crop
+from jepa.data.videos import Videos
 from jepa.data.views import Saccades, Views
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Saccades",
     "SampleDataset",
     "Shapes",
+    "Videos",
     "Views",
     "center_crop",
     "collate",
