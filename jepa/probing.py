@@ -175,7 +175,7 @@ def evaluate(sources: Sources) -> list[Row]:
     """Rows of every probe, on every label it can use, for every seed.
 
     Raises:
-        DataError: there are no labels.
+        DataError: there are no labels, or a probe cannot use one (a single class, say).
     """
     settings = sources.settings
     if not sources.labels:
@@ -188,10 +188,13 @@ def evaluate(sources: Sources) -> list[Row]:
             for probe in settings.probes:
                 if (probe == "regression") != numeric:
                     continue
-                if probe == "finetune":
-                    found = finetune_rows(sources, label, seed)
-                else:
-                    found = probe_rows(probe, label, splits, seed, settings.device)
+                try:
+                    if probe == "finetune":
+                        found = finetune_rows(sources, label, seed)
+                    else:
+                        found = probe_rows(probe, label, splits, seed, settings.device)
+                except ValueError as error:
+                    raise DataError(f"label {label!r}, probe {probe}: {error}") from error
                 model = splits["model"]
                 rows += found + chances(found, model.train.labels[label], model.test.labels[label])
     return rows
