@@ -31,6 +31,7 @@ class Indices:
         lengths: (S,) int64, tokens of each set; their sum is N.
         grid: size of the grid along each axis, e.g. (rows, columns).
         min_length, max_length: extremes of `lengths`.
+        task: number of the task of a batch that these positions belong to; a predictor may tell tasks apart.
     """
 
     values: Tensor
@@ -38,6 +39,7 @@ class Indices:
     grid: tuple[int, ...]
     min_length: int
     max_length: int
+    task: int = 0
 
     @classmethod
     def of(cls, values: Tensor, lengths: Tensor, grid: Sequence[int]) -> Indices:

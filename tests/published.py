@@ -1,4 +1,4 @@
-"""The published I-JEPA's parameter names, mapped to this project's."""
+"""The parameter names of the published I-JEPA and V-JEPA, mapped to this project's."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ PREDICTOR = [
     (r"^predictor_blocks\.", "transformer.blocks."),
     (r"^predictor_norm\.", "transformer.norm."),
     (r"^predictor_(embed|proj)\.", r"\1."),
+    (r"^mask_tokens\.\d+$", "mask_token"),
 ]
 
 
@@ -25,9 +26,17 @@ def load_published(module: nn.Module, weights: dict[str, Tensor], rules: list[tu
     """Load weights with published names, strictly; returns published name -> our name. Position tables are compared
     with the evaluated formula by the caller and dropped here."""
     names = {key: rename(key, rules) for key in weights if not key.endswith("pos_embed")}
-    state = module.state_dict()
-    module.load_state_dict({ours: weights[key].reshape(state[ours].shape) for key, ours in names.items()})
+    state = {ours: torch.full_like(value, torch.nan) for ours, value in module.state_dict().items()}
+    for key, ours in names.items():
+        own_part(state[ours], key).copy_(weights[key].reshape(own_part(state[ours], key).shape))
+    assert not [name for name, value in state.items() if value.isnan().any()]
+    module.load_state_dict(state)
     return names
+
+
+def own_part(ours: Tensor, key: str) -> Tensor:
+    """What a published key names of our tensor: V-JEPA's mask tokens are tensors of their own, ours are rows of one."""
+    return ours[int(key.rpartition(".")[2])] if re.search(r"mask_tokens\.\d+$", key) else ours
 
 
 def relative_error(ours: Tensor | float, theirs: Tensor | float) -> float:

@@ -52,7 +52,7 @@ def only_line(ran: Ran) -> str:
         ("dry_run=perhaps", r"dry_run='perhaps'"),
         ("encoder.dim=wide", r"encoder.dim='wide': Input should be a valid integer"),
         ("encoder.dim=32.5", r"encoder.dim=32.5"),
-        ("encoder.position=rotary", r"encoder.position='rotary': Input should be 'sincos' or 'learned'"),
+        ("encoder.position=rotary", r"encoder.position='rotary': Input should be 'sincos', 'learned' or 'rope'"),
         ("encoder.heads=[2]", r"encoder.heads=\[2\]"),
         ("encoder.drop_path=2", r"drop_path=2.0 must lie in \[0, 1\)"),
         ("masker.target_scale=large", r"masker.target_scale='large'"),

@@ -57,7 +57,9 @@ def loss_and_gradients(model: JEPA, batch: JepaBatch) -> list[torch.Tensor]:
     return [loss, *torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad])]
 
 
-@pytest.mark.parametrize("options", [{}, {"drop_path": 0.3, "grad_checkpointing": True}])
+@pytest.mark.parametrize(
+    "options", [{}, {"drop_path": 0.3, "grad_checkpointing": True, "position": "rope", "activation": "swiglu"}]
+)
 def test_new_lengths_and_depths_compile_nothing_new(options: dict) -> None:
     eager = model_with(**options)
     compiled = copy.deepcopy(eager)

@@ -301,3 +301,13 @@ def test_normalize_refuses_what_it_cannot_do() -> None:
 def test_coverage_over_uneven_batches_is_exact() -> None:
     counts = Counter(torch.cat([batches(batch_size=3)[k].index for k in range(10)]).tolist())
     assert set(counts.values()) == {3}
+
+
+def test_tasks_are_numbered_and_stay_so() -> None:
+    context = torch.rand(2, 3, 4) < 0.5
+    context[:, 0, 0], context[:, 0, 1] = True, False
+    masks = Masks(context, ~context[:, None])
+    samples = [Sample(torch.zeros(3, 6, 8), {}, "a.png"), Sample(torch.zeros(3, 6, 8), {}, "b.png")]
+    batch = collate(samples, [masks, masks, masks], [1.0, 1.0, 1.0])
+    for found in (batch, batch.to("cpu"), batch.map_inputs(torch.clone)):
+        assert [task.query.task for task in found.tasks] == [0, 1, 2]

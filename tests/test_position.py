@@ -34,6 +34,18 @@ def test_published_3d_table() -> None:
     assert table[27].tolist() == pytest.approx(time + row + column, abs=1e-6)
 
 
+def test_3d_table_with_half_of_the_features_for_time() -> None:
+    time = [0.841471, 0.099833, 0.010000, 0.001000, 0.540302, 0.995004, 0.999950, 1.0]
+    row, column = [0.909297, 0.019999, -0.416147, 0.999800], [0.141120, 0.029996, -0.989992, 0.999550]
+    table = sincos_table(16, (2, 4, 4), "first_first", uniform_power=False)
+    assert table[27].tolist() == pytest.approx(time + row + column, abs=1e-6)
+    mirrored = sincos_table(16, (2, 4, 4), "last_first", uniform_power=False)
+    assert mirrored[27].tolist() == pytest.approx(column + row + time, abs=1e-6)
+    assert axis_widths(1024, 3, uniform_power=False) == [512, 256, 256]
+    assert axis_widths(384, 2, uniform_power=False) == axis_widths(384, 2) == [192, 192]
+    assert axis_widths(384, 1, uniform_power=False) == [384]
+
+
 @pytest.mark.parametrize(
     ("dim", "axes", "share"),
     [(384, 3, 128), (768, 3, 256), (1024, 3, 342), (1280, 3, 428), (1408, 3, 470), (1280, 2, 640), (6, 2, 4)],

@@ -9,15 +9,16 @@ from torch import Tensor, nn
 from jepa.encoders import ViT
 from jepa.interfaces import Encoder
 from jepa.nn.attention import Attention, Layout
+from jepa.nn.rotary import rotate
 from jepa.probes.attention_maps import attention_layers, attention_weights
 from jepa.probes.neighbours import centred, nearest
 from jepa.types import Indices, Tokens, View
 
 
-@pytest.fixture
-def vit() -> ViT:
+@pytest.fixture(params=["sincos", "rope"])
+def vit(request: pytest.FixtureRequest) -> ViT:
     torch.manual_seed(0)
-    return ViT(dim=24, depth=3, heads=2, patch_size=4).eval()
+    return ViT(dim=24, depth=3, heads=2, patch_size=4, position=request.param).eval()
 
 
 def test_weights_are_the_softmax_over_keys_layer_by_layer(vit: ViT) -> None:
@@ -27,10 +28,11 @@ def test_weights_are_the_softmax_over_keys_layer_by_layer(vit: ViT) -> None:
     x = torch.randn(2, 3, 8, 12)
     found = attention_weights(vit, View(x), (0, 1, -1))
     assert [w.shape for w in found] == [(2, 2, 6, 6)] * 3
-    layout = Layout.of(Indices.all(2, (2, 3)))
-    hidden = vit._embed(View(x))[0]
+    hidden, layout, _ = vit._embed(View(x))
     for block, weights in zip(vit.transformer.blocks, found, strict=True):
         q, k, _ = block.attn.qkv(block.norm1(hidden)).unflatten(-1, (3, 2, 12)).unbind(1)
+        if layout.rotary is not None:
+            q, k = rotate(q, layout.rotary), rotate(k, layout.rotary)
         for sample in range(2):
             for head in range(2):
                 rows = slice(6 * sample, 6 * sample + 6)

@@ -31,14 +31,20 @@ def filled(key: str, shape: torch.Size) -> Tensor:
     return values.float().view(shape)
 
 
-def fill(part: nn.Module, rules: list[tuple[str, str]]) -> None:
-    """Weights by published key, through the same key map that loads published checkpoints."""
+def fill(part: nn.Module, rules: list[tuple[str, str]], mask_tokens: int = 0) -> None:
+    """Weights by published key, through the same key map that loads published checkpoints.
+
+    `mask_tokens` of them have keys of their own, as in V-JEPA; I-JEPA's only one has not.
+    """
     weights = {}
     for ours, value in part.state_dict().items():
         key = ours.removeprefix("transformer.")
         if rules is PREDICTOR:
             key = re.sub(r"^(blocks|norm|embed|proj)\.", r"predictor_\1.", key)
-        weights[key] = filled(key, value.shape)
+        if key == "mask_token" and mask_tokens:
+            weights |= {f"mask_tokens.{i}": filled(f"mask_tokens.{i}", value[:1].shape) for i in range(mask_tokens)}
+        else:
+            weights[key] = filled(key, value.shape)
     assert load_published(part, weights, rules).keys() == weights.keys()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import prod, sqrt
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from jepa.encoders import ViT
 from jepa.losses import SmoothL1
 from jepa.model import JEPA
 from jepa.nn.attention import Layout
-from jepa.nn.blocks import Mlp
+from jepa.nn.blocks import Mlp, SwiGLU
 from jepa.predictors import ViTPredictor
 from jepa.predictors.vit import pair_sequences
 from jepa.targets import EMA
@@ -24,6 +25,8 @@ from tests.ragged import pick, random_indices
 
 CONTEXT, TARGETS = [5, 2, 9], [1, 4, 3, 3, 6, 2]  # three samples, two target sets each
 SHAPES = [((36,), (3,)), ((8, 12), (2, 3)), ((4, 6, 6), (2, 2, 2))]  # input size, patch: 1-D, non-square 2-D, 3-D
+
+OPTIONS: list[dict[str, Any]] = [{}, {"position": "rope", "activation": "swiglu"}]
 
 
 def encoder(patch: Sequence[int] = (2, 3), **options) -> ViT:
@@ -64,8 +67,11 @@ def alone(batch: JepaBatch, sample: int) -> JepaBatch:
 
 
 @pytest.mark.parametrize(("size", "patch"), SHAPES)
-def test_encoder_gives_each_sample_what_it_gets_alone(size: tuple[int, ...], patch: tuple[int, ...]) -> None:
-    model, view = encoder(patch), problem(size, patch).tasks[0].context
+@pytest.mark.parametrize("options", OPTIONS)
+def test_encoder_gives_each_sample_what_it_gets_alone(
+    size: tuple[int, ...], patch: tuple[int, ...], options: dict[str, Any]
+) -> None:
+    model, view = encoder(patch, **options), problem(size, patch).tasks[0].context
     together = model(view).x.split(CONTEXT)
     for sample, own in enumerate(together):
         single = model(View(view.x[sample : sample + 1], pick(view.keep, sample))).x
@@ -73,8 +79,11 @@ def test_encoder_gives_each_sample_what_it_gets_alone(size: tuple[int, ...], pat
 
 
 @pytest.mark.parametrize(("size", "patch"), SHAPES)
-def test_predictor_gives_each_target_set_what_it_gets_alone(size: tuple[int, ...], patch: tuple[int, ...]) -> None:
-    model, task = predictor(), problem(size, patch).tasks[0]
+@pytest.mark.parametrize("options", OPTIONS)
+def test_predictor_gives_each_target_set_what_it_gets_alone(
+    size: tuple[int, ...], patch: tuple[int, ...], options: dict[str, Any]
+) -> None:
+    model, task = predictor(**options), problem(size, patch).tasks[0]
     context = Tokens(torch.randn(sum(CONTEXT), 24), task.context.keep)
     together = model(context, task.query)
     assert together.index is task.query
@@ -143,7 +152,7 @@ def test_queries_must_belong_to_the_context() -> None:
 
 
 @pytest.mark.parametrize(("size", "patch"), SHAPES)
-@pytest.mark.parametrize("position", ["sincos", "learned"])
+@pytest.mark.parametrize("position", ["sincos", "learned", "rope"])
 def test_other_sizes_than_in_training(size: tuple[int, ...], patch: tuple[int, ...], position: str) -> None:
     trained_grid = tuple(s // p for s, p in zip(size, patch, strict=True))
     model = encoder(patch, position=position, grid_size=trained_grid if position == "learned" else None)
@@ -190,6 +199,8 @@ BUILDERS: dict[str, Callable[[], nn.Module]] = {
     "encoder": lambda: ViT(dim=64, depth=6, heads=2, patch_size=8),
     "learned positions": lambda: ViT(dim=64, depth=2, heads=2, patch_size=8, position="learned", grid_size=(8, 8)),
     "predictor": lambda: ViTPredictor(embed_dim=64, dim=48, depth=6, heads=2),
+    "swiglu": lambda: ViT(dim=64, depth=2, heads=2, patch_size=8, position="rope", activation="swiglu"),
+    "mask tokens": lambda: ViTPredictor(embed_dim=64, dim=48, depth=2, heads=2, mask_tokens=3),
 }
 
 
@@ -221,19 +232,46 @@ def test_initial_statistics(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["encoder", "predictor"])
-def test_depth_rescale_divides_the_last_projections(name: str) -> None:
+@pytest.mark.parametrize("activation", ["gelu", "swiglu"])
+def test_depth_rescale_divides_the_last_projections(name: str, activation: Any) -> None:
     def build(depth_rescale: bool) -> nn.Module:
         torch.manual_seed(0)
         if name == "encoder":
-            return ViT(dim=16, depth=3, heads=2, patch_size=8, depth_rescale=depth_rescale)
-        return ViTPredictor(embed_dim=24, dim=16, depth=3, heads=2, depth_rescale=depth_rescale)
+            return ViT(dim=16, depth=3, heads=2, patch_size=8, activation=activation, depth_rescale=depth_rescale)
+        return ViTPredictor(embed_dim=24, dim=16, depth=3, heads=2, activation=activation, depth_rescale=depth_rescale)
 
     plain, scaled = (dict(build(flag).named_parameters()) for flag in (False, True))
     for parameter, values in plain.items():
         divisor = 1.0
-        if parameter.endswith(("attn.proj.weight", "mlp.fc2.weight")):
+        if parameter.endswith(("attn.proj.weight", "mlp.fc2.weight" if activation == "gelu" else "mlp.fc3.weight")):
             divisor = sqrt(2 * (int(parameter.split("blocks.")[1].split(".")[0]) + 1))
         assert torch.allclose(scaled[parameter], values / divisor), parameter
+
+
+def test_swiglu_is_gated() -> None:
+    mlp, x = noisy(SwiGLU(16, 64)), torch.randn(5, 16)
+    assert mlp.fc1.out_features == mlp.fc2.out_features == mlp.fc3.in_features == 48  # 2/3 of 64 in steps of 8
+    hidden, gate = mlp.fc1(x), mlp.fc2(x)
+    assert relative_error(mlp(x), mlp.fc3(hidden / (1 + (-hidden).exp()) * gate)) <= 1e-6
+
+
+def test_each_task_has_its_mask_token() -> None:
+    model = predictor(mask_tokens=2)
+    task = problem(*SHAPES[1]).tasks[0]
+    context = Tokens(torch.randn(sum(CONTEXT), 24), task.context.keep)
+    found = [model(context, replace(task.query, task=number)).x for number in range(4)]
+    assert found[0].equal(found[2])
+    assert found[1].equal(found[3])
+    assert not torch.allclose(found[0], found[1], atol=1e-3)
+    found[3].sum().backward()
+    assert model.mask_token.grad[0].eq(0).all()
+    assert model.mask_token.grad[1].ne(0).any()
+    with torch.no_grad():
+        model.mask_token[0] = model.mask_token[1]
+    assert model(context, task.query).x.equal(found[1])
+    assert ViTPredictor(embed_dim=24, dim=16, depth=1, heads=2, zero_init_mask_tokens=True).mask_token.eq(0).all()
+    with pytest.raises(ValueError, match="mask_tokens=0"):
+        predictor(mask_tokens=0)
 
 
 def count(build: Callable[[], nn.Module]) -> int:

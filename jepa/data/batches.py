@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Sequence
+from dataclasses import replace
 from math import ceil
 from typing import Any
 
@@ -176,11 +177,12 @@ def _predictions(drawn: Masks | Motions) -> int:
     return len(drawn.motion) if isinstance(drawn, Motions) else int(drawn.targets.sum())
 
 
-def pose(x: Tensor, drawn: Masks | Motions, share: float = 1.0) -> Task:
-    """The task that a masker's answer poses on x (B, C, *size)."""
+def pose(x: Tensor, drawn: Masks | Motions, share: float = 1.0, task: int = 0) -> Task:
+    """The task, the so-manieth of its batch, that a masker's answer poses on x (B, C, *size)."""
     if isinstance(drawn, Motions):
         return Task(View(x), drawn.motion, share)
-    return Task(View(x, Indices.from_maps(drawn.context)), Indices.from_maps(drawn.targets.flatten(0, 1)), share)
+    query = replace(Indices.from_maps(drawn.targets.flatten(0, 1)), task=task)
+    return Task(View(x, Indices.from_maps(drawn.context)), query, share)
 
 
 def collate(
@@ -221,7 +223,7 @@ def collate(
         )
         for name in names
     }
-    tasks = [pose(x, drawn, share) for drawn, share in zip(masks, shares, strict=True)]
+    tasks = [pose(x, drawn, share, task) for task, (drawn, share) in enumerate(zip(masks, shares, strict=True))]
     return JepaBatch(View(x), tasks, labels, index, tuple(skipped))
 
 

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from jepa.nn.rotary import Rotary, rotate
 from jepa.types import Indices
 
 Backend = Literal["equal", "varlen", "padded"]
@@ -31,6 +32,7 @@ class Layout:
         lengths: (S,) tokens of each sequence.
         total: N.
         min_length, max_length: bounds on `lengths`, known on the host; equal only if all lengths are.
+        rotary: by which every token's queries and keys are turned, (N, D / H) twice; None: not at all.
         cumulative: (S + 1,) int32 where each sequence starts; the last entry is N.
         sequence: (N,) the sequence that each token belongs to.
         offset: (N,) place of each token within its sequence.
@@ -42,6 +44,7 @@ class Layout:
     total: int
     min_length: int
     max_length: int
+    rotary: Rotary | None = None
     cumulative: Tensor = field(init=False)
     sequence: Tensor = field(init=False)
     offset: Tensor = field(init=False)
@@ -59,8 +62,8 @@ class Layout:
         self.mask = (torch.arange(self.max_length, device=device) < self.lengths[:, None])[:, None, None]
 
     @classmethod
-    def of(cls, index: Indices) -> Layout:
-        return cls(index.lengths, index.total, index.min_length, index.max_length)
+    def of(cls, index: Indices, rotary: Rotary | None = None) -> Layout:
+        return cls(index.lengths, index.total, index.min_length, index.max_length, rotary)
 
 
 def choose_backend(q: Tensor, layout: Layout) -> Backend:
@@ -136,6 +139,15 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
+    def project(self, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:  # (N, D) -> (N, H, D / H) each
+        """Queries and keys, turned by their positions where the layout says so, and values."""
+        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))
+        if layout.rotary is None:
+            q, k, v = qkv.unbind(1)
+            return q, k, v
+        q, k = rotate(qkv[:, :2], layout.rotary).unbind(1)
+        return q, k, qkv[:, 2]
+
     def forward(self, x: Tensor, layout: Layout) -> Tensor:  # (N, D) -> (N, D)
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(1)
+        q, k, v = self.project(x, layout)
         return self.proj(ragged_attention(q, k, v, layout).flatten(1))

@@ -13,8 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 from jepa.nn.attention import Attention, Layout
 
-Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
-ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
+Activation = Literal["gelu", "gelu_tanh", "relu", "silu", "swiglu"]
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,  # exact, of the error function
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
     "relu": F.relu,
@@ -35,6 +35,23 @@ class Mlp(nn.Module):
         return self.fc2(ACTIVATIONS[self.activation](self.fc1(x)))
 
 
+class SwiGLU(nn.Module):
+    """fc3(SiLU(fc1(x)) * fc2(x)) (Shazeer 2020), as wide as makes it cost what an `Mlp` of `hidden` does.
+
+    Two thirds of `hidden`, rounded up to a multiple of 8, as in V-JEPA 2.
+    """
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        hidden = -(-(2 * hidden // 3) // 8) * 8
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(dim, hidden)
+        self.fc3 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc3(F.silu(self.fc1(x)) * self.fc2(x))
+
+
 class Block(nn.Module):
     """x + Attention(LN(x)), then x + MLP(LN(x))."""
 
@@ -50,7 +67,8 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
         self.attn = Attention(dim, heads)
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), activation)
+        hidden = int(dim * mlp_ratio)
+        self.mlp = SwiGLU(dim, hidden) if activation == "swiglu" else Mlp(dim, hidden, activation)
 
     def forward(self, x: Tensor, layout: Layout, factors: Tensor | None = None) -> Tensor:  # (N, D) -> (N, D)
         """`factors` (2, S), if given, scale the two residual branches of each sequence."""
@@ -75,7 +93,7 @@ class Transformer(nn.Module):
         drop_path: stochastic depth rate of the last block, rising linearly from 0 at the first.
         grad_checkpointing: recompute each block in the backward pass instead of keeping its activations.
         norm_eps: epsilon of every LayerNorm.
-        activation: of the MLPs.
+        activation: of the MLPs; "swiglu" is a `SwiGLU` instead of an `Mlp`.
 
     Raises:
         ValueError: `drop_path` is not in [0, 1).

@@ -7,7 +7,7 @@ from math import sqrt
 import torch
 from torch import nn
 
-from jepa.nn.blocks import Block
+from jepa.nn.blocks import Block, SwiGLU
 
 
 def init_weights(module: nn.Module, std: float = 0.02) -> None:
@@ -30,8 +30,10 @@ def rescale_depth(blocks: nn.ModuleList) -> None:
     """Divide the last projections of the l-th block by sqrt(2 l), l from 1 (BEiT, Bao et al. 2022).
 
     The published I-JEPA and V-JEPA write this down and then undo it with a second initialisation; V-JEPA 2 keeps it.
+    (With SwiGLU its code divides the gate's linear branch, fc2; no released model has one. Here it is the last one.)
     """
     for depth, block in enumerate(blocks, start=1):
         assert isinstance(block, Block)
         block.attn.proj.weight.div_(sqrt(2 * depth))
-        block.mlp.fc2.weight.div_(sqrt(2 * depth))
+        last = block.mlp.fc3 if isinstance(block.mlp, SwiGLU) else block.mlp.fc2
+        last.weight.div_(sqrt(2 * depth))

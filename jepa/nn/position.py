@@ -22,21 +22,34 @@ def sincos_1d(dim: int, positions: Tensor) -> Tensor:
     return torch.cat((angles.sin(), angles.cos()), dim=1)
 
 
-def axis_widths(dim: int, axes: int) -> list[int]:
-    """Even widths that share `dim` over the axes as equally as can be, summing to at least `dim`."""
-    return [2 * -(-dim // (2 * axes))] * axes
+def axis_widths(dim: int, axes: int, uniform_power: bool = True) -> list[int]:
+    """Even widths that share `dim` over the axes, summing to at least `dim`.
+
+    Equal ones; without `uniform_power` the first axis has half of the features, and the others share the other half.
+    """
+    if uniform_power or axes == 1:
+        return [_even(dim, axes)] * axes
+    return [_even(dim, 2), *[_even(dim, 2 * (axes - 1))] * (axes - 1)]
 
 
-def sincos_table(dim: int, grid: Sequence[int], axis_order: AxisOrder = "first_first") -> Tensor:
+def _even(dim: int, parts: int) -> int:
+    return 2 * -(-dim // (2 * parts))
+
+
+def sincos_table(
+    dim: int, grid: Sequence[int], axis_order: AxisOrder = "first_first", uniform_power: bool = True
+) -> Tensor:
     """Fixed sin-cos positions of every cell of `grid`: (G, dim) float32.
 
-    Every axis has an equal share of the features; what an uneven division leaves over is cut from the end.
+    What an uneven division over the axes leaves over is cut from the end.
 
     Args:
         dim: width, even.
         grid: size along each axis.
         axis_order: which axis the first features encode: "last_first" is the published I-JEPA (columns before rows, as
             in MAE), "first_first" the published V-JEPA (rows before columns; time before both).
+        uniform_power: an equal share of the features for every axis, as in all released V-JEPA models. Otherwise the
+            first axis of the grid has half of them: time D/2, rows D/4, columns D/4.
 
     Raises:
         ValueError: `dim` is odd.
@@ -44,27 +57,26 @@ def sincos_table(dim: int, grid: Sequence[int], axis_order: AxisOrder = "first_f
     if dim % 2:
         raise ValueError(f"sin-cos positions need an even width, not {dim}")
     axes = torch.meshgrid(*(torch.arange(size) for size in grid), indexing="ij")
-    if axis_order == "last_first":
-        axes = axes[::-1]
-    widths = axis_widths(dim, len(grid))
+    widths = axis_widths(dim, len(grid), uniform_power)
     parts = [sincos_1d(width, axis.flatten()) for width, axis in zip(widths, axes, strict=True)]
-    return torch.cat(parts, dim=1)[:, :dim].float()
+    return torch.cat(parts[::-1] if axis_order == "last_first" else parts, dim=1)[:, :dim].float()
 
 
 class SinCosPosition(nn.Module):
     """Fixed sin-cos positions, evaluated for whatever grid comes (Vaswani et al. 2017, per axis)."""
 
-    def __init__(self, dim: int, axis_order: AxisOrder = "last_first") -> None:
+    def __init__(self, dim: int, axis_order: AxisOrder = "last_first", uniform_power: bool = True) -> None:
         super().__init__()
         if dim % 2:
             raise ValueError(f"sin-cos positions need an even width, not {dim}")
-        self.dim, self.axis_order = dim, axis_order
+        self.dim, self.axis_order, self.uniform_power = dim, axis_order, uniform_power
         self._tables: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}  # not a buffer: nothing to save or sync
 
     def forward(self, index: Indices) -> Tensor:  # -> (N, D)
         place = (index.grid, index.values.device)
         if place not in self._tables:
-            self._tables[place] = sincos_table(self.dim, index.grid, self.axis_order).to(index.values.device)
+            table = sincos_table(self.dim, index.grid, self.axis_order, self.uniform_power)
+            self._tables[place] = table.to(index.values.device)
         return self._tables[place].index_select(0, index.values)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -10,6 +12,7 @@ from jepa.nn.attention import Layout
 from jepa.nn.blocks import Activation, Transformer
 from jepa.nn.init import init_weights, rescale_depth
 from jepa.nn.position import AxisOrder, SinCosPosition
+from jepa.nn.rotary import RopeStyle, RotaryPosition
 from jepa.types import Indices, Tokens
 
 
@@ -54,8 +57,12 @@ class ViTPredictor(Predictor):
 
     Args:
         embed_dim: the encoder's width, in and out.
-        dim, depth, heads, mlp_ratio: its own shape; the published ones are 384 wide with the encoder's heads.
-        axis_order: as the encoder's.
+        dim, depth, heads, mlp_ratio: its own shape; the published ones are 384 wide, with the encoder's heads in
+            I-JEPA and V-JEPA, with 12 in V-JEPA 2.
+        position, axis_order, uniform_power, rope_style: as the encoder's.
+        mask_tokens: how many; the i-th task of a batch uses number i modulo this. V-JEPA has one for each of its tasks
+            (Bardes et al. 2024), I-JEPA and V-JEPA 2 one altogether.
+        zero_init_mask_tokens: start them at zero, as V-JEPA, instead of at random.
         drop_path: stochastic depth rate of the last block.
         depth_rescale: divide the last projections of block l by sqrt(2 l).
         grad_checkpointing: recompute blocks in the backward pass.
@@ -72,7 +79,12 @@ class ViTPredictor(Predictor):
         depth: int = 12,
         heads: int = 12,
         mlp_ratio: float = 4.0,
+        position: Literal["sincos", "rope"] = "sincos",
         axis_order: AxisOrder = "last_first",
+        uniform_power: bool = True,
+        rope_style: RopeStyle = "interleaved",
+        mask_tokens: int = 1,
+        zero_init_mask_tokens: bool = False,
         drop_path: float = 0.0,
         depth_rescale: bool = False,
         grad_checkpointing: bool = False,
@@ -80,24 +92,35 @@ class ViTPredictor(Predictor):
         activation: Activation = "gelu",
     ) -> None:
         super().__init__()
+        if mask_tokens < 1:
+            raise ValueError(f"mask_tokens={mask_tokens} must be at least 1")
         self.embed = nn.Linear(embed_dim, dim)
-        self.position = SinCosPosition(dim, axis_order)
+        turns = position == "rope"
+        self.position = None if turns else SinCosPosition(dim, axis_order, uniform_power)
         self.transformer = Transformer(
             dim, depth, heads, mlp_ratio, drop_path, grad_checkpointing, norm_eps, activation
         )
+        self.rotary = RotaryPosition(dim // heads, rope_style) if turns else None
         self.proj = nn.Linear(dim, embed_dim)
         self.apply(init_weights)
         if depth_rescale:
             rescale_depth(self.transformer.blocks)
-        self.mask_token = nn.Parameter(torch.empty(1, 1, dim))  # 3-D as published, so that it is decayed
-        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        self.mask_token = nn.Parameter(torch.zeros(mask_tokens, 1, dim))  # 3-D as published, so that it is decayed
+        if not zero_init_mask_tokens:
+            nn.init.trunc_normal_(self.mask_token, std=0.02)
 
     def forward(self, context: Tokens, query: Indices | Tensor) -> Tokens:
         if not isinstance(query, Indices):
             raise TypeError("ViTPredictor answers positions on a grid, not motions or actions")
         layout, rows, answers = pair_sequences(context.index, query)
-        seen = self.embed(context.x) + self.position(context.index)
-        asked = self.mask_token[0] + self.position(query)
+        seen = self.embed(context.x)
+        asked = self.mask_token[query.task % len(self.mask_token)].expand(query.total, -1)
+        if self.position is not None:
+            seen, asked = seen + self.position(context.index), asked + self.position(query)
+        if self.rotary is not None:
+            known, unknown = self.rotary(context.index), self.rotary(query)
+            cos, sin = (torch.cat(pair).index_select(0, rows) for pair in zip(known, unknown, strict=True))
+            layout.rotary = cos, sin
         x = torch.cat((seen, asked)).index_select(0, rows)
         x = self.transformer(x, layout).index_select(0, answers)
         return Tokens(self.proj(x), query)

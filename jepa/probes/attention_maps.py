@@ -56,8 +56,9 @@ def _weights(module: Attention, x: Tensor, layout: Layout, output: Tensor) -> Te
     """(S, H, L, L), checked against the layer's own output: one that does more must not be shown as if it did not."""
     if layout.min_length != layout.max_length:
         raise ValueError(f"samples keep {layout.min_length} to {layout.max_length} tokens: show views of equal length")
-    qkv = module.qkv(x).unflatten(-1, (3, module.heads, -1)).unflatten(0, (-1, layout.max_length))
-    q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (S, H, L, D / H)
+    q, k, v = (
+        t.unflatten(0, (-1, layout.max_length)).transpose(1, 2) for t in module.project(x, layout)
+    )  # (S, H, L, D / H)
     weights = (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(-1)
     again = module.proj((weights @ v).transpose(1, 2).flatten(2).flatten(0, 1))
     if not torch.allclose(again, output, rtol=1e-2, atol=1e-2 * float(output.abs().max())):
