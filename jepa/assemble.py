@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
+from math import sqrt
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def assemble(recipe: Mapping[str, Any], settings: TrainSettings, accelerator: Ac
         make_optimizer=partial(make_optimizer, optim),
         batches=batches,
         batch_transform=batch_transform,
-        lr=schedule(optim["lr"], "optim.lr"),
+        lr=scaled(schedule(optim["lr"], "optim.lr"), settings.batch_size, optim["reference_batch"]),
         weight_decay=schedule(optim["weight_decay"], "optim.weight_decay"),
         accelerator=accelerator,
         plan=Plan(
@@ -156,6 +157,14 @@ def make_optimizer(optim: Mapping[str, Any], model: JEPA) -> torch.optim.Optimiz
     if optim.get("optimizer") is None:
         return adamw(model, betas=tuple(optim["betas"]), eps=optim["eps"])
     return build(optim["optimizer"], "optim.optimizer", params=parameter_groups(model), lr=0.0, weight_decay=0.0)
+
+
+def scaled(lr: Schedule, batch_size: int, reference: int | None) -> Schedule:
+    """Rates stated for another batch size: Adam's grow with the square root of the batch (Malladi et al. 2022)."""
+    if reference is None:
+        return lr
+    factor = sqrt(batch_size / reference)
+    return lambda step: factor * lr(step)
 
 
 def build_schedule(

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jepa.interfaces import Encoder, Predictor, Regularizer, TargetUpdater
-from jepa.types import Indices, JepaBatch, Outcome, StepOutput, Tokens, View
+from jepa.types import Indices, JepaBatch, Outcome, StepOutput, Task, Tokens, View
 
 
 class JEPA(nn.Module):
@@ -65,6 +65,10 @@ class JEPA(nn.Module):
             x = tokens.x.float()
             return Tokens(F.layer_norm(x, x.shape[-1:]) if self.normalize_targets else x, tokens.index)
 
+    def answer(self, target: Tokens, task: Task) -> Tensor:
+        """What a prediction is compared with, (N of the query, D)."""
+        return target.at(task.query) if isinstance(task.query, Indices) else target.x
+
     def forward(self, batch: JepaBatch) -> StepOutput:
         target = self.targets(batch.target)
         terms: dict[str, Tensor] = {}
@@ -72,7 +76,7 @@ class JEPA(nn.Module):
         for task in batch.tasks:
             context = self.encoder(task.context)
             prediction = self.predictor(context, task.query)
-            answer = target.at(task.query) if isinstance(task.query, Indices) else target.x
+            answer = self.answer(target, task)
             for name, term in self.terms(Outcome(context, prediction, target, task.query, self.predictor), answer):
                 terms[name] = terms.get(name, 0) + term * (task.share / len(batch.tasks))
             seen.append(

@@ -106,6 +106,7 @@ def load_recipe(arguments: Sequence[str]) -> dict[str, Any]:
         raise RecipeError(f"{path.name}: {str(error).splitlines()[0]}") from error
     assert isinstance(recipe, dict)
     named_values = {str(key): value for key, value in recipe.items()}
+    _settle_half_life(named_values)
     check(named_values)
     named_values["run_dir"] = str(Path(named_values["run_dir"]).expanduser())
     named_values["dry_run"] = convert(named_values["dry_run"], bool, "dry_run")
@@ -282,6 +283,18 @@ def _override(argument: str, beside: Path) -> str:
             if not OverridesParser.create().parse_override(readable).is_sweep_override():
                 return readable
     raise RecipeError(f"{argument!r} is not of the form key=value")
+
+
+def _settle_half_life(recipe: Mapping[str, Any]) -> None:
+    """A half-life of the target in samples becomes steps: an updater knows steps only."""
+    target, train = recipe.get("target"), recipe.get("train")
+    if not isinstance(target, dict) or not isinstance(target.get("half_life"), str) or not isinstance(train, Mapping):
+        return
+    value, batch_size = target["half_life"], train.get("batch_size")
+    if not value.strip().endswith(("steps", "samples")) or not isinstance(batch_size, int):
+        raise RecipeError(f'target.half_life={value!r}: give steps, or "11000 samples"')
+    steps = length(value, "target.half_life", steps=0, batch_size=batch_size, dataset_size=None)
+    target["half_life"] = max(1, steps)
 
 
 def _compose(path: Path, overrides: list[str]) -> DictConfig:

@@ -47,6 +47,9 @@ class OptimSettings(Section):
 
     lr: ScheduleNode
     weight_decay: ScheduleNode
+    reference_batch: int | None = Field(
+        None, ge=1, description="batch that lr is stated for: multiplied by sqrt(batch_size / this); null: as it is"
+    )
     betas: tuple[Beta, Beta] | None
     eps: float | None = Field(ge=0)
     optimizer: Node | None = Field(None, description="another than AdamW, called with groups, lr and weight_decay")

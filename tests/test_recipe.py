@@ -149,6 +149,18 @@ def test_other_lengths_are_refused(value: Any) -> None:
         recipes.length(value, "optim.lr.warmup", steps=300, batch_size=8, dataset_size=80)
 
 
+@pytest.mark.parametrize(("batch_size", "steps"), [(64, 172), (16, 688), (100_000, 1)])
+def test_a_half_life_in_samples_becomes_steps(batch_size: int, steps: int) -> None:
+    given = ["target.start=null", "target.half_life=11008 samples", f"train.batch_size={batch_size}"]
+    assert recipes.load_recipe(["recipe=ijepa_tiny", *given])["target"]["half_life"] == steps
+
+
+@pytest.mark.parametrize("value", ["10 %", "2 epochs", "soon"])
+def test_other_half_lives_are_refused(value: str) -> None:
+    with pytest.raises(build.RecipeError, match=r"target\.half_life"):
+        recipes.load_recipe(["recipe=ijepa_tiny", "target.start=null", f"target.half_life={value}"])
+
+
 def test_recipe_of_ones_own_builds_on_the_shipped_ones(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("defaults: [ijepa_tiny, _self_]\nencoder: {depth: 2}\nseed: 5\n")
     recipe = recipes.load_recipe([f"recipe={tmp_path / 'mine.yaml'}", "encoder.heads=2"])

@@ -166,6 +166,13 @@ def test_length_of_the_run(given: str, steps: int, tmp_path: Path, jepa_run: Run
     assert f"{steps} steps of 8 samples" in ran.log
 
 
+def test_rates_stated_for_another_batch_are_scaled(tmp_path: Path, jepa_run: Run) -> None:
+    assert jepa_run(*TINY, "train.steps=2", f"run_dir={tmp_path}/as_it_is", "optim.reference_batch=null").status == 0
+    assert jepa_run(*TINY, "train.steps=2", f"run_dir={tmp_path}/scaled", "optim.reference_batch=32").status == 0
+    stated, scaled = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("as_it_is", "scaled"))
+    assert [row["lr"] for row in scaled] == pytest.approx([row["lr"] / 2 for row in stated])
+
+
 def test_warmup_in_epochs_reaches_its_peak_there(tmp_path: Path, jepa_run: Run) -> None:
     lengths = ["train.steps=6", "data.dataset.count=16", "optim.lr.warmup='1.5 epochs'", "optim.lr.peak=0.5e-3"]
     assert jepa_run(*TINY, *lengths, f"run_dir={tmp_path}").status == 0

@@ -99,7 +99,14 @@ def test_momentum_rises_linearly() -> None:
     assert StopGradient().momentum(3, 10) == 0.0
 
 
-@pytest.mark.parametrize("options", [{"start": -0.1}, {"end": 1.01}])
+def test_half_of_the_first_weights_is_forgotten_after_a_half_life() -> None:
+    assert EMA(half_life=100, end=1.0).momentum(1, 10**9) ** 100 == pytest.approx(0.5)
+    assert EMA().momentum(1, 10) == 0.996
+
+
+@pytest.mark.parametrize(
+    "options", [{"start": -0.1}, {"end": 1.01}, {"half_life": 0}, {"half_life": 100, "start": 0.996}]
+)
 def test_impossible_momentum_is_refused(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=rf"target\.{next(iter(options))}="):
         EMA(**options)

@@ -110,14 +110,19 @@ def extract(
                 log.warning("skipped %s", reason)
         if samples:
             parts.append({k: v.float().cpu() for k, v in encode(torch.stack([s.x for s in samples])).items()})
-            read += [Sample(torch.empty(0), sample.labels, sample.name) for sample in samples]
+            read += [Sample(torch.empty(0), own(sample.labels), sample.name) for sample in samples]
     if not read:
         raise ValueError(f"none of {len(items)} samples could be read")
     return Features(
         {kind: torch.cat([part[kind] for part in parts]) for kind in parts[0]},
-        {n: torch.stack([torch.as_tensor(s.labels[n]) for s in read]) for n in read[0].labels},
+        {name: torch.stack([torch.as_tensor(sample.labels[name]) for sample in read]) for name in read[0].labels},
         [sample.name for sample in read],
     )
+
+
+def own(labels: Mapping[str, int | float | Tensor]) -> dict[str, Tensor]:
+    """Labels in this process's own memory: each tensor of a data worker's holds a file open, and those run out."""
+    return {name: torch.as_tensor(label).clone() for name, label in labels.items()}
 
 
 def encoder_features(encoder: Encoder, normalize: Callable[[Tensor], Tensor], *, tokens: bool) -> Callable:

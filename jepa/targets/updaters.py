@@ -22,14 +22,28 @@ class EMA(TargetUpdater):
     alone. Dropout and stochastic depth then act on targets too.
 
     Args:
-        start, end: momentum at the first step and towards the end of the run, in [0, 1].
+        start, end: momentum at the first step and towards the end of the run, in [0, 1]; `start` is .996 by default.
+        half_life: instead of `start`: steps after which half of the target's first weights is forgotten. A recipe may
+            state it in samples ("11000 samples"), which holds for any batch size.
         train_mode: the target encoder is in training mode during training, as published for BYOL.
 
     Raises:
-        ValueError: a momentum outside [0, 1].
+        ValueError: a momentum outside [0, 1], or both `start` and `half_life`.
     """
 
-    def __init__(self, *, start: float = 0.996, end: float = 1.0, train_mode: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        start: float | None = None,
+        end: float = 1.0,
+        half_life: int | None = None,
+        train_mode: bool = False,
+    ) -> None:
+        if half_life is not None:
+            if start is not None or half_life < 1:
+                raise ValueError(f"target.half_life={half_life}: at least a step, and target.start=null beside it")
+            start = 0.5 ** (1 / half_life)
+        start = 0.996 if start is None else start
         for name, value in (("start", start), ("end", end)):
             if not 0 <= value <= 1:
                 raise ValueError(f"target.{name}={value}: a momentum lies in [0, 1]")
