@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from jepa import checkpoint
 from jepa import recipe as recipes
 from jepa.build import TARGET, RecipeError, build, build_model, locate, parameters
 from jepa.data.base import SampleDataset
@@ -38,6 +39,11 @@ def assemble(recipe: Mapping[str, Any], settings: TrainSettings, accelerator: Ac
     dataset: SampleDataset = build(data["dataset"], "data.dataset")
     torch.manual_seed(key(recipe["seed"], Stream.INIT))
     model = build_model(recipe)
+    if not checkpoint.complete(Path(recipe["run_dir"]) / "checkpoints"):
+        try:
+            model.updater.begin(model.target_encoder)
+        except (ValueError, OSError) as error:
+            raise RecipeError(f"target: {error}") from error
     size = input_size(data["size"])
     grid = fitting_grid(model.encoder, size)
     batches = Batches(

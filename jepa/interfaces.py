@@ -115,6 +115,13 @@ class TargetUpdater(ABC):
     def make_target(self, encoder: Encoder) -> Encoder | None:
         """The target encoder at the start of training; None where the encoder is its own target."""
 
+    def begin(self, target: Encoder | None) -> None:  # noqa: B027 - most start from the encoder
+        """Called once before the first step of a run, not when a trained model is loaded.
+
+        Raises:
+            ValueError, OSError: what the target should start from cannot be used.
+        """
+
     @abstractmethod
     def momentum(self, step: int, total_steps: int) -> float:
         """Share of the old target that survives the update after optimiser step `step` (1-based)."""

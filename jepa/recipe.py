@@ -86,7 +86,7 @@ def load_recipe(arguments: Sequence[str]) -> dict[str, Any]:
     """
     named = [argument.partition("=")[2] for argument in arguments if argument.startswith("recipe=")]
     if len(named) != 1:
-        raise RecipeError(f"name one recipe, as in recipe={available()[0]}; there are: {', '.join(available())}")
+        raise RecipeError(f"name one recipe, as in recipe=ijepa_tiny; there are: {', '.join(available())}")
     path = find(named[0])
     overrides = [_override(a, path.parent) for a in arguments if not a.startswith("recipe=")]
     config = _compose(path, overrides)

@@ -68,15 +68,15 @@ def test_covariance_is_that_of_torch() -> None:
 def test_sides_are_averaged_and_tokens_pooled() -> None:
     a, b, c = (sample(12, 3, seed).float() for seed in range(3))
     alone = [VarianceCovariance()(outcome(x))["covariance"] for x in (a, b, c)]
-    both = VarianceCovariance(on=("context", "target"))(outcome(a, b, c))["covariance"]
+    both = VarianceCovariance(sides=("context", "target"))(outcome(a, b, c))["covariance"]
     assert both.item() == pytest.approx((alone[0] + alone[2]).item() / 2)
-    assert VarianceCovariance(on=("prediction",))(outcome(a, b, c))["covariance"].equal(alone[1])
+    assert VarianceCovariance(sides=("prediction",))(outcome(a, b, c))["covariance"].equal(alone[1])
     grid = Outcome(tokens(a, 4), tokens(a, 4), tokens(a, 4), torch.zeros(3, 0), lambda context, _: context)
     pooled = VarianceCovariance(pool=True)(grid)["covariance"]
     assert pooled.item() == pytest.approx(VarianceCovariance()(outcome(a.view(3, 4, 3).mean(1)))["covariance"].item())
-    for on in ((), ("context", "context"), ("sideways",)):
+    for sides in ((), ("context", "context"), ("sideways",)):
         with pytest.raises(ValueError, match="some of context, prediction, target"):
-            VarianceCovariance(on=on)
+            VarianceCovariance(sides=sides)
 
 
 def test_barlow_twins_in_float64() -> None:
@@ -161,7 +161,7 @@ def gradients(a: Tensor, b: Tensor) -> list[Tensor]:
     losses = [
         *(sum(term(outcome(a, b, b)).values()) for term in TERMS.values()),
         sum(BarlowTwins()(a, b).values()),
-        SIGReg(slices=16, on=("prediction",))(outcome(a, b, b))["sigreg"],
+        SIGReg(slices=16, sides=("prediction",))(outcome(a, b, b))["sigreg"],
     ]
     found = []
     for loss in losses:

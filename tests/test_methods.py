@@ -12,16 +12,25 @@ import torch
 
 import jepa
 from jepa import evaluate
+from jepa.data import Views, two_views
 from jepa.metrics import read_metrics
+from jepa.types import JepaBatch, Task, View
 from tests.conftest import Ran
-from tests.tiny import losses, weights
+from tests.tiny import TINY, losses, weights
 
 Run = Callable[..., Ran]
 
 SMALL = ("data.workers=0", "train.steps=2", "train.batch_size=8", "train.log_every=1", "train.checkpoint_every=1")
 TERMS = {
     "saccade_tiny": {"prediction", "cycle", "variance", "covariance"},
+    "simsiam_tiny": {"prediction"},
+    "byol_tiny": {"prediction"},
+    "vicreg_tiny": {"prediction", "variance", "covariance"},
+    "barlow_tiny": {"invariance", "redundancy"},
+    "lejepa_tiny": {"prediction", "sigreg"},
+    "energy_tiny": {"prediction", "variance", "covariance"},
 }
+PROBED = {"saccade_tiny", "simsiam_tiny"}  # the others read and normalise data as one of these
 
 
 @pytest.mark.parametrize("name", TERMS)
@@ -50,9 +59,75 @@ def test_a_method_trains_goes_on_exactly_loads_and_is_probed(
     assert features.shape[0] == 3
     assert features.isfinite().all()
     assert not torch.allclose(features[0], features[1])
+    if name not in PROBED:
+        return
     status = evaluate.main([f"run={tmp_path}", "limit=24", "probes=[regression]"])
     assert status == 0, capsys.readouterr().err
     assert "random_init" in capsys.readouterr().out
+
+
+def test_published_optimisers_go_on_exactly(tmp_path: Path, jepa_run: Run) -> None:
+    lars = ["optim.optimizer._target_=timm.optim.Lars", "+optim.optimizer.momentum=0.9", "optim.betas=null"]
+    command = ["recipe=barlow_tiny", *SMALL, *lars, "optim.eps=null", "optim.lr.peak=0.5", f"run_dir={tmp_path}"]
+    ran = jepa_run(*command)
+    assert ran.status == 0, ran.err
+    trained = weights(tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints" / "step_00000002")
+    assert jepa_run(*command).status == 0
+    assert all(value.equal(trained[key]) for key, value in weights(tmp_path).items())
+
+
+def test_a_frozen_teacher_is_loaded_once(tmp_path: Path, jepa_run: Run) -> None:
+    teacher = tmp_path / "teacher" / "checkpoints" / "step_00000004" / "model.safetensors"
+    assert jepa_run(*TINY, "train.watch_every=null", f"run_dir={tmp_path / 'teacher'}").status == 0
+    salt = ["target._target_=jepa.targets.Frozen", f"target.weights={teacher}", "seed=1"]
+    command = [*TINY, *salt, f"run_dir={tmp_path / 'student'}"]
+    ran = jepa_run(*command)
+    assert ran.status == 0, ran.err
+    taught, student = weights(tmp_path / "teacher"), weights(tmp_path / "student")
+    named = [key for key in taught if key.startswith("target_encoder.")]
+    assert named
+    assert all(student[key].equal(taught[key]) for key in named)
+    other = jepa_run(*command, "encoder.dim=64", f"run_dir={tmp_path / 'other'}")
+    assert other.status == 1
+    assert "is no teacher of this encoder's architecture" in other.err
+    teacher.unlink()
+    assert jepa_run(*command).status == 0  # the run has it now
+    gone = jepa_run(*command, f"run_dir={tmp_path / 'gone'}")
+    assert gone.status == 1
+    assert str(teacher) in gone.err
+
+
+def test_a_shared_encoder_learns_from_both_sides_and_a_pair_from_both_ways() -> None:
+    """Without `both_ways` B pairs give B predictions; with it the two halves are the two directions."""
+    x = torch.randint(256, (3, 2, 3, 8, 8), dtype=torch.uint8)
+    batch = JepaBatch(View(x), [Task(View(x), torch.empty(3, 0))], {"y": torch.arange(3)}, torch.arange(3))
+    one, both = (Views([0.5] * 3, [0.5] * 3, both_ways=b)(batch) for b in (False, True))
+    first, second = one.target.x, one.tasks[0].context.x
+    assert first.shape == (3, 3, 8, 8)
+    torch.testing.assert_close(first, (x[:, 0] / 255 - 0.5) / 0.5)
+    assert both.target.x.equal(torch.cat((first, second)))
+    assert both.tasks[0].context.x.equal(torch.cat((second, first)))
+    assert both.labels["y"].tolist() == both.index.tolist() == [0, 1, 2, 0, 1, 2]
+    with pytest.raises(ValueError, match=r"two views \(2, C, \*size\)"):
+        Views([0.5] * 3, [0.5] * 3)(JepaBatch(View(x[:, 0]), batch.tasks))
+
+
+def test_two_views_are_of_one_picture_and_differ() -> None:
+    picture = torch.randint(256, (3, 60, 80), dtype=torch.uint8)
+    torch.manual_seed(0)
+    augment = two_views(32)
+    pair = augment(picture)
+    assert (pair.shape, pair.dtype) == ((2, 3, 32, 32), torch.uint8)
+    assert not pair[0].equal(pair[1])
+    assert not augment(picture).equal(pair)
+    torch.manual_seed(0)
+    assert augment(picture).equal(pair)  # a function of the seed of its sample
+    plain = two_views([60, 80], scale=(1, 1), flip=0, jitter_share=0, grey=0, blur=(0, 0), solarize=(0, 1))(picture)
+    assert plain[0].equal(picture)
+    assert plain[1].equal(torch.where(picture >= 128, 255 - picture, picture))
+    with pytest.raises(ValueError, match="probabilities"):
+        two_views(32, blur=(0.5, 2.0))
 
 
 OWN = """

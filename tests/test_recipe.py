@@ -29,12 +29,18 @@ def described(name: str) -> dict[str, str]:
     return {line[:22].strip(): line[22:] for line in text.splitlines()}
 
 
-@pytest.mark.parametrize("name", recipes.available())
+TRAINED = [
+    name for name in recipes.available() if name.endswith("_tiny") and name not in ("ijepa_tiny", "saccade_tiny")
+]
+
+
+@pytest.mark.parametrize("name", [name for name in recipes.available() if name not in TRAINED])  # by tests of their own
 def test_every_recipe_has_a_dry_run_without_data(name: str) -> None:
     table = described(name)
     assert table["recipe"] == name
     assert table["encoder"].startswith(PUBLISHED_PARAMETERS.get(name, ""))
-    for row in ("predictor", "grid", "task 1", "steps", "samples", "FLOPs per sample", "memory, fixed"):
+    assert table["predictor"].endswith("parameters")  # 0 of methods without one
+    for row in ("grid", "task 1", "steps", "samples", "FLOPs per sample", "memory, fixed"):
         assert any(digit in table[row] for digit in "123456789"), row
 
 

@@ -1,6 +1,7 @@
 """Encoders: a view in, tokens out."""
 
+from jepa.encoders.energy import EnergyTransformer
 from jepa.encoders.timm import Timm
 from jepa.encoders.vit import ViT
 
-__all__ = ["Timm", "ViT"]
+__all__ = ["EnergyTransformer", "Timm", "ViT"]

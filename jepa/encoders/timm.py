@@ -85,9 +85,10 @@ class Timm(Encoder):
         size = tuple(input_size)
         if size not in self._grids:
             with torch.device("meta"):
-                shadow = self._make(pretrained=False).eval()  # shapes only
+                known = next(self.backbone.parameters()).is_meta
+                shadow = self.backbone if known else self._make(pretrained=False)  # shapes only
                 try:
-                    maps = self._maps(shadow, torch.empty(1, self.in_chans, *size))
+                    maps = self._maps(shadow, torch.empty(2, self.in_chans, *size))
                 except (RuntimeError, AssertionError, ValueError, TypeError) as error:
                     raise ValueError(f"{shadow.__class__.__name__} of timm cannot take {size}: {error}") from error
             self._grids[size] = (1,) if self.pool else tuple(maps.shape[1:3])

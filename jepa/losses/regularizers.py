@@ -17,23 +17,23 @@ from jepa.types import Indices, Outcome, Tokens
 Side = Literal["context", "prediction", "target"]
 
 
-def as_sides(on: Sequence[Side]) -> tuple[Side, ...]:
-    """The setting `on` of a regulariser.
+def as_sides(given: Sequence[Side]) -> tuple[Side, ...]:
+    """The setting `sides` of a regulariser.
 
     Raises:
         ValueError: it names none, one twice, or something else.
     """
-    sides = tuple(on)
+    sides = tuple(given)
     if not sides or len(set(sides)) < len(sides) or not set(sides) <= set(get_args(Side)):
-        raise ValueError(f"on={list(on)}: some of {', '.join(get_args(Side))}, each once")
+        raise ValueError(f"sides={list(given)}: some of {', '.join(get_args(Side))}, each once")
     return sides
 
 
 def mean_over(
-    on: tuple[Side, ...], outcome: Outcome, terms: Callable[[Tokens], dict[str, Tensor]]
+    sides: tuple[Side, ...], outcome: Outcome, terms: Callable[[Tokens], dict[str, Tensor]]
 ) -> dict[str, Tensor]:
     """Named terms of each of these sides, averaged."""
-    found = [terms(getattr(outcome, side)) for side in on]
+    found = [terms(getattr(outcome, side)) for side in sides]
     return {name: torch.stack([one[name] for one in found]).mean() for name in found[0]}
 
 
@@ -48,8 +48,8 @@ class VarianceCovariance(Regularizer):
         covariance: weight of the squared off-diagonal covariances, summed and divided by D.
         margin: standard deviation that is enough.
         eps: added to the variance under the root.
-        on: what it looks at, "context", "prediction" or "target"; the mean of several. Without a gradient through the
-            targets (`jepa.targets.Shared` has it) a term on them moves nothing.
+        sides: what it looks at, "context", "prediction" or "target"; the mean of several. Without a gradient through
+            the targets (`jepa.targets.Shared` has it) a term on them moves nothing.
         pool: look at the mean of each set's tokens instead.
 
     Raises:
@@ -63,18 +63,18 @@ class VarianceCovariance(Regularizer):
         covariance: float = 0.04,
         margin: float = 1.0,
         eps: float = 1e-4,
-        on: tuple[Side, ...] = ("context",),
+        sides: tuple[Side, ...] = ("context",),
         pool: bool = False,
     ) -> None:
         super().__init__()
         if min(variance, covariance) < 0 or variance == covariance == 0:
             raise ValueError(f"variance={variance}, covariance={covariance}: weights must be positive, one may be 0")
         self.variance, self.covariance, self.margin, self.eps = variance, covariance, margin, eps
-        self.on, self.pool = as_sides(on), pool
+        self.sides, self.pool = as_sides(sides), pool
 
     def forward(self, outcome: Outcome) -> dict[str, Tensor]:
         """Weighted scalars "variance" and "covariance"."""
-        return mean_over(self.on, outcome, self.terms)
+        return mean_over(self.sides, outcome, self.terms)
 
     def terms(self, tokens: Tokens) -> dict[str, Tensor]:
         """Of tokens (N, D)."""

@@ -24,7 +24,7 @@ class SIGReg(Regularizer):
         slices: directions, K.
         points: nodes of the quadrature on [0, t_max], odd.
         t_max: end of the interval.
-        on: what it looks at, "context", "prediction" or "target"; the mean of several.
+        sides: what it looks at, "context", "prediction" or "target"; the mean of several.
 
     Raises:
         ValueError: a number is out of its range; an unknown side.
@@ -37,13 +37,13 @@ class SIGReg(Regularizer):
         slices: int = 1024,
         points: int = 17,
         t_max: float = 3.0,
-        on: tuple[Side, ...] = ("context",),
+        sides: tuple[Side, ...] = ("context",),
     ) -> None:
         super().__init__()
         if slices < 1 or points < 3 or points % 2 == 0 or t_max <= 0:
             raise ValueError(f"need slices >= 1, points odd and >= 3, t_max > 0; got {slices}, {points}, {t_max}")
         self.weight, self.slices, self.points, self.t_max = weight, slices, points, t_max
-        self.on = as_sides(on)
+        self.sides = as_sides(sides)
         self.calls = 0
 
     def get_extra_state(self) -> Tensor:
@@ -55,7 +55,7 @@ class SIGReg(Regularizer):
 
     def forward(self, outcome: Outcome) -> dict[str, Tensor]:
         """The weighted scalar "sigreg"."""
-        found = mean_over(self.on, outcome, lambda tokens: {"sigreg": self.weight * self.statistic(tokens)})
+        found = mean_over(self.sides, outcome, lambda tokens: {"sigreg": self.weight * self.statistic(tokens)})
         self.calls += self.training
         return found
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from jepa.interfaces import Encoder, TargetUpdater
@@ -70,7 +72,39 @@ class EMA(TargetUpdater):
 
 
 class Frozen(TargetUpdater):
-    """A target encoder that never moves: a fixed teacher (SALT, Li et al. 2025)."""
+    """A target encoder that never moves: a fixed teacher (SALT, Li et al. 2025).
+
+    Args:
+        weights: of the teacher, which has the encoder's architecture: `model.safetensors` of a checkpoint, of which the
+            target encoder is taken, or the encoder where it is its own target. None: the encoder as initialised.
+    """
+
+    def __init__(self, *, weights: str | None = None) -> None:
+        self.weights = weights
+
+    def begin(self, target: Encoder | None) -> None:
+        """Load the teacher.
+
+        Raises:
+            ValueError, OSError: the file cannot be read, or is not of this architecture.
+        """
+        if self.weights is None:
+            return
+        assert target is not None
+        try:
+            stored = load_file(self.weights)
+        except SafetensorError as error:
+            raise ValueError(f"target.weights={self.weights} is not a safetensors file: {error}") from error
+        prefix = next((p for p in ("target_encoder.", "encoder.") if any(key.startswith(p) for key in stored)), "")
+        teacher = {key.removeprefix(prefix): value for key, value in stored.items() if key.startswith(prefix)}
+        own = target.state_dict()
+        differ = sorted(own.keys() ^ teacher.keys()) or [k for k in own if own[k].shape != teacher[k].shape]
+        if differ:
+            raise ValueError(
+                f"target.weights={self.weights} is no teacher of this encoder's architecture: "
+                f"{len(differ)} tensors differ, as {differ[:3]}"
+            )
+        target.load_state_dict(teacher)
 
     def make_target(self, encoder: Encoder) -> Encoder:
         return frozen_copy(encoder)
