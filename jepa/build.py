@@ -158,7 +158,7 @@ def build(node: Mapping[str, Any], where: str, *, trust: Trust | None = None, **
     """The object that a node describes.
 
     Args:
-        node: a mapping with `_target_`; nested nodes are built first.
+        node: a mapping with `_target_`; nested nodes are built first, also those in a mapping without one.
         where: the recipe key, for errors.
         trust: see `locate`.
         given: arguments that the framework fills in.
@@ -167,16 +167,21 @@ def build(node: Mapping[str, Any], where: str, *, trust: Trust | None = None, **
         RecipeError: the node does not fit its target, or the target refuses the values.
     """
     target = locate(_target_of(node, where), where, trust)
-    arguments = {
-        name: build(value, f"{where}.{name}", trust=trust) if isinstance(value, Mapping) and TARGET in value else value
-        for name, value in node.items()
-        if name != TARGET
-    }
+    arguments = {name: _built(value, f"{where}.{name}", trust) for name, value in node.items() if name != TARGET}
     bound = bind(target, arguments, where, given)
     try:
         return target(**bound, **given)
     except ValueError as error:
         raise RecipeError(f"{where}: {error}") from error
+
+
+def _built(value: Any, where: str, trust: Trust | None) -> Any:
+    """An argument, with the nodes in it built."""
+    if not isinstance(value, Mapping):
+        return value
+    if TARGET in value:
+        return build(value, where, trust=trust)
+    return {name: _built(inner, f"{where}.{name}", trust) for name, inner in value.items()}
 
 
 def _target_of(node: Mapping[str, Any], where: str) -> str:

@@ -3,8 +3,11 @@
 from jepa.data.augment import two_views
 from jepa.data.base import DataError, SampleDataset, fingerprint_of
 from jepa.data.batches import Batches, collate, loader
+from jepa.data.clip_transforms import RandomErasing, clip_random_resized_crop, side_crops
 from jepa.data.digits import Digits
 from jepa.data.images import Images
+from jepa.data.mixture import Mixture
+from jepa.data.moving_shapes import MovingShapes
 from jepa.data.normalize import Normalize
 from jepa.data.shapes import Shapes
 from jepa.data.transforms import center_crop, random_resized_crop
@@ -16,16 +19,21 @@ __all__ = [
     "DataError",
     "Digits",
     "Images",
+    "Mixture",
+    "MovingShapes",
     "Normalize",
+    "RandomErasing",
     "Saccades",
     "SampleDataset",
     "Shapes",
     "Videos",
     "Views",
     "center_crop",
+    "clip_random_resized_crop",
     "collate",
     "fingerprint_of",
     "loader",
     "random_resized_crop",
+    "side_crops",
     "two_views",
 ]
