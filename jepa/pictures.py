@@ -142,7 +142,7 @@ def task_pictures(batch: JepaBatch, task: Task, samples: int) -> list[dict[str, 
         row["context"] = shade(view, part)
     if not isinstance(task.query, Indices):
         for row, view, motion in zip(rows, views, task.query.tolist(), strict=False):
-            row[f"asked {', '.join(f'{number:.2f}' for number in motion)}"] = view
+            row[f"asked {', '.join(f'{number:.2f}' for number in motion) or 'for the other view'}"] = view
         return rows
     sets = len(task.query) // len(batch.target.x)
     targets = enlarge(task.query.maps().cpu(), batch.target.x.shape[2:]).unflatten(0, (-1, sets))

@@ -14,6 +14,7 @@ import jepa
 from jepa import evaluate
 from jepa.data import Views, two_views
 from jepa.metrics import read_metrics
+from jepa.report.page import ReportSettings, write_report
 from jepa.types import JepaBatch, Task, View
 from tests.conftest import Ran
 from tests.tiny import TINY, losses, weights
@@ -64,6 +65,9 @@ def test_a_method_trains_goes_on_exactly_loads_and_is_probed(
     status = evaluate.main([f"run={tmp_path}", "limit=24", "probes=[regression]"])
     assert status == 0, capsys.readouterr().err
     assert "random_init" in capsys.readouterr().out
+    page = write_report(ReportSettings(run=str(tmp_path), samples=16)).read_text()
+    assert "Nothing is hidden" in page
+    assert "the truth ranks" in page
 
 
 def test_published_optimisers_go_on_exactly(tmp_path: Path, jepa_run: Run) -> None:

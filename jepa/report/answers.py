@@ -13,7 +13,7 @@ from jepa.pictures import crop, cut, enlarge, frame_width, join, outline, shade,
 from jepa.probes.neighbours import centred, nearest
 from jepa.report.blocks import Row, Section, picture
 from jepa.report.source import Material, Run
-from jepa.types import Tokens
+from jepa.types import Indices, Tokens
 
 SHOWN, NEIGHBOURS = 6, 6
 
@@ -37,6 +37,8 @@ class Retrieval:
 
 def answers(run: Run, material: Material) -> Section:
     found = material.output.intermediates["tasks"][0]["prediction"]
+    if not isinstance(material.batch.tasks[0].query, Indices):
+        return other_views(material, found)
     index = found.index.apply(lambda tensor: tensor.cpu())
     content, mean = centred(material.targets)  # (m, G, D), (G, D)
     said = Tokens(found.x.float().cpu() - mean[index.values], index)
@@ -58,18 +60,46 @@ def answers(run: Run, material: Material) -> Section:
     return Section("answers", "What the predictor thinks is there", explain(retrieval), rows=rows)
 
 
+def other_views(material: Material, found: Tokens) -> Section:
+    """Where nothing is hidden: which samples' other views are nearest to the prediction."""
+    target, index = material.output.intermediates["target"], found.index.apply(lambda tensor: tensor.cpu())
+    content, mean = centred(target.dense().float().cpu())  # (m, G, D), (G, D)
+    retrieval = retrieve(
+        Tokens(found.x.float().cpu() - mean[index.values], index), content, 1, min(NEIGHBOURS, len(content) - 1)
+    )
+    views = to_rgb(material.batch.target.x)
+    rows = []
+    for i, pictures in enumerate(task_pictures(material.batch, material.batch.tasks[0], SHOWN)):
+        shown = [picture(rgb, "the truth" if title == "input" else title) for title, rgb in pictures.items()]
+        others = zip(retrieval.rows[i].tolist(), retrieval.cosine[i].tolist(), strict=True)
+        shown += [picture(views[j], f"{cosine:.2f}") for j, cosine in others]
+        rows.append(Row(f"the truth ranks {int(retrieval.rank[i])} of {retrieval.candidates}", shown))
+    text = (
+        "The predictor is told how the view changes and predicts the embedding of the other view. The truth is that "
+        "view; then the views of other samples whose embeddings are nearest to the prediction, after the mean of all "
+        "is taken away."
+    )
+    return Section("answers", "What the predictor thinks is there", [text, in_numbers(retrieval)], rows=rows)
+
+
 def explain(found: Retrieval) -> list[str]:
-    total, first = found.candidates, float((found.rank == 1).double().mean())
     return [
         "Predictions are embeddings. Here each predicted patch is replaced by the picture patch whose target embedding "
         "is nearest, from all other samples and all positions (“predicted”); beside it the same with the true "
         "embeddings (“best possible”): more cannot be seen this way. Then the first target set: the truth, and what "
         "other samples hold at the same place, nearest to the prediction first. Only content counts: the mean "
         "embedding of each position is taken away before.",
+        in_numbers(found),
+    ]
+
+
+def in_numbers(found: Retrieval) -> str:
+    total, first = found.candidates, float((found.rank == 1).double().mean())
+    return (
         f"In numbers: among {total:,} samples at the same place, the truth is the nearest to the prediction in "
         f"{first:.1%} of {len(found.rank):,} target sets (by chance {1 / total:.1%}), and its median rank is "
-        f"{float(found.rank.double().quantile(0.5)):,.0f} (by chance {(total + 1) / 2:,.0f}).",
-    ]
+        f"{float(found.rank.double().quantile(0.5)):,.0f} (by chance {(total + 1) / 2:,.0f})."
+    )
 
 
 def retrieve(said: Tokens, content: Tensor, sets: int, k: int) -> Retrieval:

@@ -18,7 +18,7 @@ from jepa.probes.neighbours import centred, nearest
 from jepa.report.blocks import Row, Section, picture
 from jepa.report.charts import COLOURS, Chart, scatter
 from jepa.report.source import Material, Run
-from jepa.types import View
+from jepa.types import Indices, View
 
 MASKED, SHOWN, NEIGHBOURS, HEADS, MAPPED = 4, 8, 6, 4, 1000
 
@@ -33,8 +33,10 @@ def masks(run: Run, material: Material) -> Section:
         for number, pictures in enumerate(task_pictures(material.batch, task, MASKED))
     ]
     text = (
-        "The context is all that the encoder sees. The predictor is asked for the embeddings at the marked places, one "
-        "target set at a time, and is told nothing but where they are."
+        "Nothing is hidden: the encoder sees one view, and the predictor is asked for the embedding of the other."
+        if not isinstance(material.batch.tasks[0].query, Indices)
+        else "The context is all that the encoder sees. The predictor is asked for the embeddings at the marked "
+        "places, one target set at a time, and is told nothing but where they are."
     )
     return Section("masks", "What is hidden and asked", [text], rows=rows)
 
@@ -42,6 +44,9 @@ def masks(run: Run, material: Material) -> Section:
 def features(run: Run, material: Material) -> Section:
     """The target encoder's tokens as colours, as they are and without what their position alone says."""
     count, size = SHOWN, material.x.shape[2:]
+    if len(material.grid) != len(size):
+        alone = "The encoder makes one embedding of each input: there are no patches to colour."
+        return Section("features", "Patch features as colours", [alone])
     content, _ = centred(material.tokens)
     rows = [Row("input", [picture(rgb) for rgb in to_rgb(material.x[:count])])]
     for title, tokens in (("all features", material.tokens), ("content: less the mean at each position", content)):

@@ -93,7 +93,7 @@ class Material:
         tokens: (m, G, D) output of the target encoder.
         targets: (m, G, D) the same as the loss sees it.
         pooled: (n, D) mean of each sample's tokens.
-        batch: prediction problems on the first samples, inputs as in `x`.
+        batch: prediction problems on the first samples, inputs as in `x`; where views are moved or augmented, those.
         output: the model's answer to them.
         skipped: samples that could not be read.
     """
@@ -168,21 +168,28 @@ def gather(run: Run, settings: Settings, advance: Callable[[int], object]) -> Ma
     x = everything.target.x
     grid = model.teacher.grid(x.shape[2:])
     tokens, pooled = encode(run.pretrained, x, max(POSED, MOST_TOKENS // prod(grid)), advance)
-    batch = pose(run, samples[:POSED], grid, settings)
     batch_transform = build(run.recipe["data"]["batch_transform"], "data.batch_transform", trust=settings.trust)
-    output = model(batch_transform(batch.to(settings.device)))
+    makes_views = hasattr(batch_transform, "raw_shape") and batch_transform.raw_shape(x.shape[1:]) != x.shape[1:]
+    raw = draw(run, settings, most=min(POSED, len(samples)), kind="transform")[0] if makes_views else samples[:POSED]
+    batch = pose(run, raw, grid, settings)
+    views = batch_transform(batch.to(settings.device))
+    output = model(views)
+    batch = views.to("cpu") if makes_views else batch
     targets = F.layer_norm(tokens, tokens.shape[-1:]) if model.normalize_targets else tokens  # as JEPA.targets
     names = [sample.name for sample in samples]
     return Material(x, names, everything.labels, grid, tokens, targets, pooled, batch, output, skipped)
 
 
-def draw(run: Run, settings: Settings) -> tuple[list[Sample], list[str]]:
-    """Random samples as evaluation sees them, at most as many as asked for, and which could not be read.
+def draw(
+    run: Run, settings: Settings, *, most: int | None = None, kind: str = "eval_transform"
+) -> tuple[list[Sample], list[str]]:
+    """Random samples as evaluation sees them, or as training does (`kind` "transform"), at most `most`
+    (None: as many as asked for), and which could not be read.
 
     Raises:
         DataError: fewer than two can be read, or too many in a row cannot.
     """
-    node, where = run.recipe["data"].get("eval_transform"), "data.eval_transform"
+    node, where = run.recipe["data"].get(kind), f"data.{kind}"
     if node is None:
         node, where = run.recipe["data"]["transform"], "data.transform"
     transform = build(node, where, trust=settings.trust) if node else None
@@ -192,7 +199,7 @@ def draw(run: Run, settings: Settings) -> tuple[list[Sample], list[str]]:
     skipped: list[str] = []
     in_a_row = 0
     for i in order.tolist():
-        if len(samples) == settings.samples or in_a_row == MAX_CONSECUTIVE_UNREADABLE:
+        if len(samples) == (most or settings.samples) or in_a_row == MAX_CONSECUTIVE_UNREADABLE:
             break
         try:
             with seeding.isolated(seed, Stream.SAMPLE, i):
