@@ -123,7 +123,12 @@ def convert(value: Any, annotation: Any, where: str) -> Any:
     try:
         return adapter.validate_python(value)
     except ValidationError as error:
-        raise RecipeError(f"{where}={value!r}: {error.errors()[0]['msg']}") from error
+        first = error.errors()[0]
+        for key in first["loc"]:  # to the value inside a mapping of settings that is wrong
+            if not isinstance(value, Mapping) or key not in value:
+                break
+            where, value = f"{where}.{key}", value[key]
+        raise RecipeError(f"{where}={value!r}: {first['msg']}") from error
 
 
 def bind(target: Callable[..., Any], arguments: Mapping[str, Any], where: str, given: Iterable[str] = ()) -> dict:

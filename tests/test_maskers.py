@@ -319,8 +319,8 @@ def test_published_batch():
 
 def test_pairs_are_the_numbers_that_randint_takes():
     one, other = generator(5), generator(5)
-    pairs = published._draw_pairs(torch.Size((50, 3)), one) % 13
-    assert pairs.flatten().tolist() == [int(torch.randint(0, 13, (1,), generator=other)) for _ in range(300)]
+    numbers = published.draw_numbers(300, one) % 13
+    assert numbers.tolist() == [int(torch.randint(0, 13, (1,), generator=other)) for _ in range(300)]
     assert torch.equal(one.get_state(), other.get_state())
 
 

@@ -1,7 +1,19 @@
 """Maskers: they draw what is seen and what is to be predicted."""
 
 from jepa.maskers.ablations import RandomPatches, Rasterized, SingleBlock
+from jepa.maskers.clips import BlockTask, Causal, MultiBlock3D, RandomTubes
 from jepa.maskers.multiblock import MultiBlock
 from jepa.maskers.saccade import Pair, Saccade
 
-__all__ = ["MultiBlock", "Pair", "RandomPatches", "Rasterized", "Saccade", "SingleBlock"]
+__all__ = [
+    "BlockTask",
+    "Causal",
+    "MultiBlock",
+    "MultiBlock3D",
+    "Pair",
+    "RandomPatches",
+    "RandomTubes",
+    "Rasterized",
+    "Saccade",
+    "SingleBlock",
+]

@@ -1,7 +1,7 @@
-"""Blocks on a 2-D grid: their sizes, their places and their maps. All maskers of this room are built from these.
+"""Blocks on grids: their sizes, their places and their maps. All maskers of this room are built from these.
 
-Sizes and corners are float tensors (..., 2) of whole numbers, rows first: float because they come from and go back
-into real arithmetic, and whole numbers of this size are exact in it.
+Sizes and corners are float tensors (..., 2) of whole numbers, rows first, or (..., 3), time before them: float because
+they come from and go back into real arithmetic, and whole numbers of this size are exact in it.
 """
 
 from __future__ import annotations
@@ -51,6 +51,17 @@ def require_2d(masker: object, grid: Sequence[int]) -> tuple[int, int]:
     return grid[0], grid[1]
 
 
+def require_3d(masker: object, grid: Sequence[int]) -> tuple[int, int, int]:
+    """The (time, rows, columns) of a 3-D grid.
+
+    Raises:
+        ValueError: `grid` is not 3-D, or has an empty axis.
+    """
+    if len(grid) != 3 or min(grid) < 1:
+        raise ValueError(f"{type(masker).__name__} needs a 3-D grid (time, rows, columns), got grid {tuple(grid)}")
+    return grid[0], grid[1], grid[2]
+
+
 def between(limits: Range | Tensor, uniform: Tensor) -> Tensor:
     """Numbers in [0, 1) stretched to (low, high); `limits` may also be a tensor (2, ...) that broadcasts."""
     low, high = limits
@@ -94,7 +105,7 @@ def _sizes(scale: float, aspects: Sequence[float], grid: Sequence[int]) -> list[
 
 
 def positions(sizes: Tensor, grid: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Upper left corners (..., 2) for blocks of `sizes` (..., 2); any place inside the grid is equally likely."""
+    """First corners (..., axes) for blocks of `sizes` (..., axes); any place inside the grid is equally likely."""
     room = torch.tensor(grid) - sizes
     return (torch.rand(sizes.shape, generator=generator) * (room + 1)).floor()
 
@@ -115,6 +126,19 @@ def block_maps(corners: Tensor, sizes: Tensor, grid: tuple[int, ...]) -> Tensor:
         end, start = ends[..., axis].flatten(), starts[..., axis].flatten()
         inside.append(before.index_select(0, end).logical_xor_(before.index_select(0, start)))
     return inside[0].logical_and_(inside[1]).view(*corners.shape[:-1], *grid)
+
+
+def union_of_boxes(corners: Tensor, sizes: Tensor, grid: tuple[int, ...]) -> Tensor:
+    """Union (B, *grid) of the M boxes of each sample on a 3-D grid, given by corners and sizes (B, M, 3)."""
+    areas = block_maps(corners[..., 1:], sizes[..., 1:], grid[1:])  # (B, M, rows, columns)
+    if bool((sizes[..., 0] == grid[0]).all()):  # through all time steps, as published: the same at each of them
+        return union(areas)[:, None].repeat(1, grid[0], 1, 1)
+    step, start = torch.arange(grid[0]), corners[..., :1]
+    spans = (step >= start) & (step < start + sizes[..., :1])  # (B, M, time)
+    joined = torch.zeros(len(sizes), *grid, dtype=torch.bool)
+    for span, area in zip(spans.unbind(1), areas.unbind(1), strict=True):
+        joined |= span[:, :, None, None] & area[:, None]
+    return joined
 
 
 def union(maps: Tensor) -> Tensor:

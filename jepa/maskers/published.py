@@ -115,24 +115,28 @@ def draw_masks(
 def _place(sizes: Tensor, grid: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """Maps (..., *grid) of blocks of `sizes` (..., 2) at random places above the last row and column."""
     room = torch.tensor(grid) - sizes.long()
-    return block_maps(_draw_pairs(room.shape[:-1], generator) % room, sizes, grid)
+    return block_maps(draw_numbers(room.numel(), generator).view(room.shape) % room, sizes, grid)
 
 
-def _draw_pairs(shape: torch.Size, generator: torch.Generator) -> Tensor:
-    """(*shape, 2) the 32-bit numbers that as many calls of `torch.randint` would take from a CPU generator.
+def draw_numbers(count: int, generator: torch.Generator) -> Tensor:
+    """(count,) the 32-bit numbers that as many calls of `torch.randint` would take from a CPU generator.
 
     `torch.randint(n, (1,))` is the generator's next 32-bit number modulo n. A 64-bit number is made of two of them,
-    the first in its upper half.
+    the first in its upper half; with an odd count, one is thrown away.
     """
-    both = torch.empty(shape, dtype=torch.int64).random_(-(2**63), None, generator=generator)
-    return torch.stack((both >> 32, both), -1) & 0xFFFFFFFF
+    both = torch.empty(-(-count // 2), dtype=torch.int64).random_(-(2**63), None, generator=generator)
+    return (torch.stack((both >> 32, both), -1) & 0xFFFFFFFF).flatten()[:count]
 
 
 def truncate(masks: Masks, batches: Tensor) -> Masks:
     """Cut every context to the shortest of its batch, keeping the first in raster order; `batches` (B,) ascending."""
-    lengths = tokens(masks.context).long()
+    return Masks(cut(masks.context, batches), masks.targets)
+
+
+def cut(maps: Tensor, batches: Tensor, most: int | None = None) -> Tensor:
+    """Maps (B, *grid) with as many cells as the one of their batch that has fewest, and at most `most`: the first."""
     shortest = torch.zeros(int(batches[-1]) + 1, dtype=torch.int64)
-    shortest.scatter_reduce_(0, batches, lengths, "amin", include_self=False)
-    rank = masks.context.flatten(1).cumsum(1)
-    first = (rank <= shortest[batches][:, None]).view_as(masks.context)
-    return Masks(masks.context & first, masks.targets)
+    shortest.scatter_reduce_(0, batches, tokens(maps).long(), "amin", include_self=False)
+    kept = shortest if most is None else shortest.clamp(max=most)
+    rank = maps.flatten(1).cumsum(1)
+    return maps & (rank <= kept[batches][:, None]).view_as(maps)
