@@ -55,6 +55,9 @@ def describe(recipe: Mapping[str, Any]) -> str:
         build_schedule(
             recipe["optim"][name], f"optim.{name}", steps=steps, batch_size=settings.batch_size, dataset_size=size
         )
+    recipes.length(
+        settings.clip_after, "train.clip_after", steps=steps, batch_size=settings.batch_size, dataset_size=size
+    )
     shape = input_size(recipe["data"]["size"])
     model: JEPA = build_model(recipe, meta=True)
     grid = fitting_grid(model.encoder, shape)
@@ -102,7 +105,7 @@ def step_cost(
     if hasattr(batch_transform, "raw_shape"):
         shape = batch_transform.raw_shape(shape)
     x = torch.zeros(samples, *shape)
-    tasks = [pose(x, masks) for masks in drawn]
+    tasks = [pose(x, masks, task=task) for task, masks in enumerate(drawn)]
     batch = batch_transform(JepaBatch(View(x), tasks))
     model = build_model(recipe, meta=True).train()
     weights: dict[str, Tensor] = {}

@@ -79,6 +79,14 @@ class Regularizer(nn.Module, ABC):
         """
 
 
+class JointRegularizer(nn.Module, ABC):
+    """A part of the loss that looks at all tasks of a batch together."""
+
+    @abstractmethod
+    def forward(self, outcomes: Sequence[Outcome]) -> dict[str, Tensor]:
+        """Named, weighted scalars of the tasks' outcomes, as for `Regularizer`."""
+
+
 class Masker(ABC):
     """Draws prediction problems. Pure: all randomness comes from the generator it is handed."""
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jepa.interfaces import Encoder, Predictor, Regularizer, TargetUpdater
+from jepa.interfaces import Encoder, JointRegularizer, Predictor, Regularizer, TargetUpdater
 from jepa.types import Indices, JepaBatch, Outcome, StepOutput, Task, Tokens, View
 
 
@@ -33,7 +33,7 @@ class JEPA(nn.Module):
         predictor: Predictor,
         target: TargetUpdater,
         criterion: nn.Module,
-        regularizers: Mapping[str, Regularizer] | None = None,
+        regularizers: Mapping[str, Regularizer | JointRegularizer] | None = None,
         normalize_targets: bool = True,
         prediction_weight: float = 1.0,
     ) -> None:
@@ -73,12 +73,20 @@ class JEPA(nn.Module):
         target = self.targets(batch.target)
         terms: dict[str, Tensor] = {}
         seen: list[dict[str, Any]] = []
+        outcomes: list[Outcome] = []
+
+        def add(found: Mapping[str, Tensor], weight: float) -> None:
+            for name, term in found.items():
+                terms[name] = terms.get(name, 0) + term * weight
+
         for task in batch.tasks:
             context = self.encoder(task.context)
             prediction = self.predictor(context, task.query)
-            answer = self.answer(target, task)
-            for name, term in self.terms(Outcome(context, prediction, target, task.query, self.predictor), answer):
-                terms[name] = terms.get(name, 0) + term * (task.share / len(batch.tasks))
+            outcomes.append(Outcome(context, prediction, target, task.query, self.predictor))
+            add(self.compare(prediction, self.answer(target, task)), task.share / len(batch.tasks))
+            for regularizer in self.regularizers.values():
+                if not isinstance(regularizer, JointRegularizer):
+                    add(regularizer(outcomes[-1]), batch.share / len(batch.tasks))
             seen.append(
                 {
                     "context": Tokens(context.x.detach(), context.index),
@@ -86,17 +94,18 @@ class JEPA(nn.Module):
                     "query": task.query,
                 }
             )
+        for regularizer in self.regularizers.values():
+            if isinstance(regularizer, JointRegularizer):
+                add(regularizer(outcomes), batch.share)
         loss = torch.stack(list(terms.values())).sum()
         detached = {name: term.detach() for name, term in terms.items()}
         return StepOutput(loss, detached, {"target": Tokens(target.x.detach(), target.index), "tasks": seen})
 
-    def terms(self, outcome: Outcome, answer: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Named, weighted parts of a task's loss."""
-        found = self.criterion(outcome.prediction.x.float(), answer)
+    def compare(self, prediction: Tokens, answer: Tensor) -> Mapping[str, Tensor]:
+        """Named, weighted parts of the criterion."""
+        found = self.criterion(prediction.x.float(), answer)
         found = found if isinstance(found, Mapping) else {"prediction": found}
-        yield from ((name, self.prediction_weight * term) for name, term in found.items())
-        for regularizer in self.regularizers.values():
-            yield from regularizer(outcome).items()
+        return {name: self.prediction_weight * term for name, term in found.items()}
 
     def update_target(self, momentum: float) -> None:
         """Move the target encoder after an optimiser step."""

@@ -8,19 +8,24 @@ import torch
 from torch import nn
 
 
+def trained_parts(model: nn.Module) -> dict[str, list[tuple[str, nn.Parameter]]]:
+    """Names and parameters of what is trained, for each of the model's parts (its encoder, its predictor, ...)."""
+    parts: dict[str, list[tuple[str, nn.Parameter]]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parts.setdefault(name.split(".")[0], []).append((name, parameter))
+    return parts
+
+
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     """Trained parameters in groups: with and without weight decay, for each of the model's parts.
 
     Biases and one-dimensional tensors are not decayed; everything else is, mask tokens included. Each group keeps its
     parameters' names under "names" and whether it is decayed under "decay".
     """
-    parts: dict[str, list[tuple[str, nn.Parameter]]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            parts.setdefault(name.split(".")[0], []).append((name, parameter))
     groups = []
     for decay in (True, False):
-        for members in parts.values():
+        for members in trained_parts(model).values():
             chosen = [(n, p) for n, p in members if decay == (p.ndim > 1 and "bias" not in n)]
             if chosen:
                 names, parameters = zip(*chosen, strict=True)

@@ -1,6 +1,7 @@
 """Schedules as pure functions of the optimiser step, counted from 1. Resuming replays nothing.
 
-Exact values of the published I-JEPA schedules: the first update uses step 1, so `start` itself is never applied.
+Exact values of the published schedules: the first update uses step 1, so `start` itself is never applied. With `end`
+equal to `peak` (or to `start`) a schedule is constant, after its warmup.
 """
 
 from __future__ import annotations
@@ -37,6 +38,18 @@ class Cosine:
     def __call__(self, step: int) -> float:
         progress = min(1.0, step / self.total)
         return self.end + (self.start - self.end) * 0.5 * (1 + cos(pi * progress))
+
+
+@dataclass(frozen=True)
+class LinearDecay:
+    """From `start` before the first step to `end` at step `total`, and `end` after: the cooldown of V-JEPA 2."""
+
+    start: float
+    end: float
+    total: int
+
+    def __call__(self, step: int) -> float:
+        return self.start + min(1.0, step / self.total) * (self.end - self.start)
 
 
 @dataclass(frozen=True)

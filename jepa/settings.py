@@ -70,6 +70,8 @@ class TrainSettings(Section):
     batch_size: int = Field(ge=1, description="samples per optimiser step, all processes together")
     precision: Literal["fp32", "bf16"] = "fp32"
     clip_norm: float | None = Field(None, gt=0, description="largest norm of the gradient; null: no clipping")
+    clip_parts: bool = Field(False, description="clip the encoder's and the predictor's gradients separately")
+    clip_after: int | str = Field(0, description="length at the start of the run in which nothing is clipped")
     accumulate: int = Field(1, ge=1, description="micro-batches per optimiser step and process")
     compile: bool = False
     log_every: int = Field(10, ge=1)

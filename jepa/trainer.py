@@ -26,7 +26,7 @@ from jepa.data.batches import Batches, loader
 from jepa.metrics import Clock, MetricsFile
 from jepa.model import JEPA
 from jepa.nn.blocks import compile_blocks
-from jepa.optim import set_hyperparameters
+from jepa.optim import set_hyperparameters, trained_parts
 from jepa.seeding import Stream, key
 from jepa.types import JepaBatch, StepOutput
 
@@ -73,6 +73,8 @@ class Plan:
         keep_last, keep_every: checkpoints that stay: the last so many, and those of steps that `keep_every` divides.
         run_dir: where metrics and checkpoints go.
         clip_norm: largest norm of the gradient of all parameters; None: not clipped.
+        clip_parts: clip the gradient of each part (encoder, predictor) by its own norm.
+        clip_after: steps without clipping at the start.
         workers: data workers of each process.
         fingerprint: what the order of samples depends on.
     """
@@ -85,6 +87,8 @@ class Plan:
     keep_last: int = 2
     keep_every: int | None = None
     clip_norm: float | None = None
+    clip_parts: bool = False
+    clip_after: int = 0
     workers: int = 0
 
     @property
@@ -231,13 +235,20 @@ class Trainer:
                 output = self.model(batch)
                 self.accelerator.backward(output.loss)
             terms = {name: terms[name] + term if number else term for name, term in output.terms.items()}
-        if self.plan.clip_norm is not None:
-            self.accelerator.clip_grad_norm_(self.jepa.parameters(), self.plan.clip_norm)
+        self._clip()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         momentum = self.jepa.updater.momentum(step, self.plan.steps)
         self.jepa.update_target(momentum)
         return terms, output, batch, momentum
+
+    def _clip(self) -> None:
+        plan = self.plan
+        if plan.clip_norm is None or self.step <= plan.clip_after:
+            return
+        parts = [self.jepa.get_submodule(name) for name in trained_parts(self.jepa)] if plan.clip_parts else [self.jepa]
+        for part in parts:
+            self.accelerator.clip_grad_norm_(part.parameters(), plan.clip_norm)
 
     def _look(self, output: StepOutput, batch: JepaBatch, due: bool) -> Mapping[str, float]:
         if self.probe is None or not self.accelerator.is_main_process:

@@ -197,6 +197,8 @@ class JepaBatch:
         labels: named labels (B, ...) if the data has them; never used by the loss.
         index: (B,) positions of the samples in their dataset.
         skipped: samples that could not be read and were replaced, as "name: reason".
+        share: of this micro-batch in the samples of its process's step, 1 / (micro-batches); for what is no mean over
+            target tokens.
     """
 
     target: View
@@ -204,6 +206,7 @@ class JepaBatch:
     labels: Mapping[str, Tensor] = field(default_factory=dict)
     index: Tensor | None = None
     skipped: tuple[str, ...] = ()
+    share: float = 1.0
 
     def map_inputs(self, change: Callable[[Tensor], Tensor]) -> JepaBatch:
         """The same batch with `change` applied once to each distinct input tensor."""
@@ -237,6 +240,7 @@ class JepaBatch:
             labels={name: on_rest(label) for name, label in self.labels.items()},
             index=None if self.index is None else on_rest(self.index),
             skipped=self.skipped,
+            share=self.share,
         )
 
 

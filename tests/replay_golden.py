@@ -8,44 +8,102 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from jepa.encoders import ViT
-from jepa.losses import SmoothL1
+from jepa.losses import L1, SmoothL1
 from jepa.model import JEPA
 from jepa.nn.position import sincos_table
 from jepa.optim import adamw, set_hyperparameters
 from jepa.predictors import ViTPredictor
 from jepa.schedules import Cosine, WarmupCosine
 from jepa.targets import EMA
-from jepa.types import Indices, JepaBatch, Task, View
-from tests.published import ENCODER, PREDICTOR, load_published, relative_error
+from jepa.types import Indices, JepaBatch, StepOutput, Task, View
+from tests.published import ENCODER, PREDICTOR, load_published, own_part, relative_error
 
 TOLERANCE = 1e-5
 
 
+@dataclass(frozen=True)
+class Recorded:
+    """What differs between the recordings of the published methods.
+
+    Attributes:
+        tasks: keys of the masks of each task, and the end of the keys of its tokens.
+        prefix: of the weights' names.
+        parts: options of the encoder, and of the predictor beside these.
+        criterion: of the loss.
+    """
+
+    tasks: tuple[tuple[str, str, str], ...]
+    prefix: str
+    encoder: Mapping[str, Any]
+    predictor: Mapping[str, Any]
+    criterion: type[L1 | SmoothL1]
+
+
+RECORDED = {
+    "ijepa": Recorded((("context", "targets", ""),), "", {"axis_order": "last_first"}, {}, SmoothL1),
+    "vjepa": Recorded(
+        (("context0", "target0", "0"), ("context1", "target1", "1")),
+        "backbone.",
+        {"axis_order": "first_first"},
+        {"mask_tokens": 2, "zero_init_mask_tokens": True},
+        L1,
+    ),
+}
+
+
+def patch_size(args: dict) -> tuple[int, ...]:
+    return (args["patch"],) * 2 if args["which"] == "ijepa" else (args["tubelet"], args["patch"], args["patch"])
+
+
+def grid_of(args: dict) -> tuple[int, ...]:
+    size = (args["img"],) * 2 if args["which"] == "ijepa" else (args["frames"], args["img"], args["img"])
+    return tuple(s // p for s, p in zip(size, patch_size(args), strict=True))
+
+
 def build(args: dict, ema: list[float]) -> JEPA:
+    recorded = RECORDED[args["which"]]
+    shape = {"dim": args["pdim"], "depth": args["pdepth"], "heads": args["heads"]}
     return JEPA(
-        encoder=ViT(dim=args["dim"], depth=args["depth"], heads=args["heads"], patch_size=args["patch"]),
-        predictor=ViTPredictor(embed_dim=args["dim"], dim=args["pdim"], depth=args["pdepth"], heads=args["heads"]),
+        encoder=ViT(
+            dim=args["dim"],
+            depth=args["depth"],
+            heads=args["heads"],
+            patch_size=patch_size(args),
+            **recorded.encoder,
+        ),
+        predictor=ViTPredictor(embed_dim=args["dim"], **shape, **recorded.encoder, **recorded.predictor),
         target=EMA(start=ema[0], end=ema[1]),
-        criterion=SmoothL1(),
+        criterion=recorded.criterion(),
     )
 
 
-def batch(data: dict[str, Tensor], number: int, grid: tuple[int, int]) -> JepaBatch:
-    """The recorded masks are (1, B, K) and mask-major (M, B, K); ours are sample-major sets."""
+def batch(data: dict[str, Tensor], number: int, recorded: Recorded, grid: tuple[int, ...]) -> JepaBatch:
+    """I-JEPA's recorded masks are (1, B, K) and mask-major (M, B, K), V-JEPA's (B, K); ours are sample-major sets."""
     x = data[f"batch{number}.x"]
-    context, targets = data[f"batch{number}.context"][0], data[f"batch{number}.targets"].transpose(0, 1)
 
-    def indices(values: Tensor) -> Indices:
-        return Indices.of(values.flatten(), torch.full((values[..., 0].numel(),), values.shape[-1]), grid)
+    def indices(key: str, task: int) -> Indices:
+        values = data[f"batch{number}.{key}"].view(-1, len(x), data[f"batch{number}.{key}"].shape[-1]).transpose(0, 1)
+        lengths = torch.full((prod(values.shape[:2]),), values.shape[2])
+        return replace(Indices.of(values.flatten(), lengths, grid), task=task)
 
-    return JepaBatch(View(x), [Task(View(x, indices(context)), indices(targets))])
+    return JepaBatch(
+        View(x),
+        [
+            Task(View(x, indices(context, task)), indices(targets, task))
+            for task, (context, targets, _) in enumerate(recorded.tasks)
+        ],
+    )
 
 
 def published_order(sets: Tensor, samples: int) -> Tensor:
@@ -58,16 +116,18 @@ def replay(prefix: str) -> dict[str, float]:
     record = json.loads(Path(f"{prefix}.json").read_text())
     data = load_file(f"{prefix}.safetensors")
     args, hyper = record["args"], record["hyperparameters"]
-    grid = (args["img"] // args["patch"],) * 2
+    recorded, grid = RECORDED[args["which"]], grid_of(args)
     model = build(args, hyper["ema"])
     names: dict[str, str] = {}
     errors: dict[str, float] = {}
     for part, rules in (("encoder", ENCODER), ("predictor", PREDICTOR)):
-        weights = {k.removeprefix(f"{part}."): v for k, v in data.items() if k.startswith(f"{part}.")}
+        prefix = f"{part}.{recorded.prefix}"
+        weights = {k.removeprefix(prefix): v for k, v in data.items() if k.startswith(prefix)}
         mapped = load_published(getattr(model, part), weights, rules)
-        names |= {f"{part}.{theirs}": f"{part}.{ours}" for theirs, ours in mapped.items()}
+        names |= {f"{prefix}{theirs}": f"{part}.{ours}" for theirs, ours in mapped.items()}
         table = next(v for k, v in weights.items() if k.endswith("pos_embed"))[0]
-        errors[f"{part} position table"] = relative_error(sincos_table(table.shape[1], grid, "last_first"), table)
+        ours = sincos_table(table.shape[1], grid, recorded.encoder["axis_order"])
+        errors[f"{part} position table"] = relative_error(ours, table)
     model.target_encoder.load_state_dict(model.encoder.state_dict())
 
     steps = int(hyper["ipe_scale"] * hyper["epochs"] * hyper["ipe"])
@@ -76,13 +136,13 @@ def replay(prefix: str) -> dict[str, float]:
     optimizer = adamw(model)
     for row in record["trajectory"]:
         step = row["step"]
-        work = batch(data, (step - 1) % args["nbatch"], grid)
+        work = batch(data, (step - 1) % args["nbatch"], recorded, grid)
         set_hyperparameters(optimizer, lr=lr(step), weight_decay=weight_decay(step))
         out = model(work)
         optimizer.zero_grad()
         out.loss.backward()
         if step == 1:
-            errors |= first_step(model, out, data, names, work)
+            errors |= first_step(model, out, data, names, work, recorded)
         optimizer.step()
         momentum = model.updater.momentum(step, steps)
         model.update_target(momentum)
@@ -91,25 +151,27 @@ def replay(prefix: str) -> dict[str, float]:
     return errors
 
 
-def first_step(model: JEPA, out, data: dict[str, Tensor], names: dict[str, str], work: JepaBatch) -> dict[str, float]:
+def first_step(
+    model: JEPA, out: StepOutput, data: dict[str, Tensor], names: dict[str, str], work: JepaBatch, recorded: Recorded
+) -> dict[str, float]:
     """Tokens, predictions, targets and every gradient of the first step."""
-    seen = out.intermediates["tasks"][0]
     samples = len(work.target.x)
     with torch.no_grad():
         tokens = model.teacher(work.target).dense()
-    targets = out.intermediates["target"].at(seen["query"]).view_as(seen["prediction"].dense())
-    errors = {
-        "step 1 target_tokens": relative_error(tokens, data["step0.target_tokens"]),
-        "step 1 context_tokens": relative_error(seen["context"].dense(), data["step0.context_tokens"]),
-        "step 1 predictions": relative_error(
-            published_order(seen["prediction"].dense(), samples), data["step0.predictions"]
-        ),
-        "step 1 targets": relative_error(published_order(targets, samples), data["step0.targets"]),
-    }
+    errors = {"step 1 target_tokens": relative_error(tokens, data["step0.target_tokens"])}
+    for (_, _, end), seen in zip(recorded.tasks, out.intermediates["tasks"], strict=True):
+        found = {
+            "context_tokens": seen["context"].dense(),
+            "predictions": published_order(seen["prediction"].dense(), samples),
+            "targets": published_order(
+                out.intermediates["target"].at(seen["query"]).view_as(seen["prediction"].dense()), samples
+            ),
+        }
+        errors |= {f"step 1 {n}{end}": relative_error(ours, data[f"step0.{n}{end}"]) for n, ours in found.items()}
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
     for key in sorted(k for k in data if k.startswith("step0.grad.")):
         theirs = data[key]
-        ours = gradients[names[key.removeprefix("step0.grad.")]].reshape(theirs.shape)
+        ours = own_part(gradients[names[key.removeprefix("step0.grad.")]], key).reshape(theirs.shape)
         errors[f"step 1 gradient of {key.removeprefix('step0.grad.')}"] = relative_error(ours, theirs)
     return errors
 

@@ -308,6 +308,7 @@ def test_tasks_are_numbered_and_stay_so() -> None:
     context[:, 0, 0], context[:, 0, 1] = True, False
     masks = Masks(context, ~context[:, None])
     samples = [Sample(torch.zeros(3, 6, 8), {}, "a.png"), Sample(torch.zeros(3, 6, 8), {}, "b.png")]
-    batch = collate(samples, [masks, masks, masks], [1.0, 1.0, 1.0])
+    batch = collate(samples, [masks, masks, masks], [1.0, 1.0, 1.0], 0.25)
     for found in (batch, batch.to("cpu"), batch.map_inputs(torch.clone)):
         assert [task.query.task for task in found.tasks] == [0, 1, 2]
+        assert found.share == 0.25

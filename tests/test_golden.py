@@ -1,28 +1,30 @@
-"""Twelve steps of the published I-JEPA code, replayed: tokens, predictions, gradients, schedules and losses."""
+"""Twelve steps of the published I-JEPA and V-JEPA code, replayed: tokens, predictions, gradients, schedules, losses."""
 
 from __future__ import annotations
 
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from torch import nn
 
-from jepa.encoders import ViT
 from jepa.model import JEPA
 from tests import replay_golden
 
-GOLDEN = str(Path(__file__).parent / "golden" / "ijepa")
+FOLDER = Path(__file__).parent / "golden"
+GOLDEN = str(FOLDER / "ijepa")
 
 
-def test_published_training_is_reproduced() -> None:
-    errors = replay_golden.replay(GOLDEN)
+@pytest.mark.parametrize("method", ["ijepa", "vjepa"])
+def test_published_training_is_reproduced(method: str) -> None:
+    errors = replay_golden.replay(str(FOLDER / method))
     assert len(errors) > 100
     assert {name: error for name, error in errors.items() if not error <= replay_golden.TOLERANCE} == {}
 
 
 def test_wrong_axis_order_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replay_golden, "ViT", partial(ViT, axis_order="first_first"))
+    wrong = replace(replay_golden.RECORDED["ijepa"], encoder={"axis_order": "first_first"})
+    monkeypatch.setitem(replay_golden.RECORDED, "ijepa", wrong)
     errors = replay_golden.replay(GOLDEN)
     assert errors["step 1 loss"] > replay_golden.TOLERANCE
     assert errors["step 1 target_tokens"] > 100 * replay_golden.TOLERANCE

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from jepa.encoders import ViT
-from jepa.losses import L1
+from jepa.losses import L1, PredictionVariance
 from jepa.model import JEPA
 from jepa.predictors import ViTPredictor
 from jepa.targets import EMA
@@ -83,6 +83,14 @@ def test_vjepa() -> None:
     sums(prediction[1], -6.185615, 183.711455)
     ends(prediction[1], [-1.246160, 0.397574, 1.017242, -0.926592])
     assert float(out.loss.detach()) == pytest.approx(1.10889268, rel=1e-5)
+
+
+def test_variance_term_of_vjepa() -> None:
+    model = published_model(2, **VJEPA)
+    model.regularizers["spread"] = PredictionVariance(weight=0.5)
+    out = model(published_batch())
+    assert float(out.terms["prediction_variance"]) == pytest.approx(0.5 * 0.87782460, rel=1e-5)
+    assert float(out.loss.detach()) == pytest.approx(1.10889268 + 0.5 * 0.87782460, rel=1e-5)
 
 
 def test_vjepa2() -> None:

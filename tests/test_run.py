@@ -233,6 +233,28 @@ def test_gradients_are_clipped(tmp_path: Path, fresh_accelerate: None) -> None:
     assert gradient_norms(tmp_path / "loose", "train.clip_norm=1e9")[0] == pytest.approx(free[0])
 
 
+def test_parts_are_clipped_by_their_own_norms_after_a_while(tmp_path: Path, fresh_accelerate: None) -> None:
+    def norms(folder: str, *arguments: str) -> list[tuple[float, float]]:
+        """Of the encoder's and of the predictor's gradient at each step."""
+        training, seen = trainer(tmp_path / folder, *arguments), []
+
+        def look(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+            parts = (training.jepa.encoder, training.jepa.predictor)
+            seen.append(tuple(torch.nn.utils.get_total_norm([p.grad for p in m.parameters()]).item() for m in parts))
+
+        training.optimizer.register_step_pre_hook(look)
+        assert training.fit()
+        return seen
+
+    still = ["optim.lr.start=0", "optim.lr.peak=0", "optim.lr.end=0"]  # so that steps are the same clipped or not
+    free = norms("free", *still)
+    bound = min(min(pair) for pair in free) / 2
+    clipped = norms("clipped", *still, f"train.clip_norm={bound}", "train.clip_parts=true", "train.clip_after=50 %")
+    assert clipped[:2] == free[:2]
+    for pair in clipped[2:]:
+        assert pair == pytest.approx((bound, bound), rel=1e-3)
+
+
 def test_the_launcher_does_not_scale_gradients(
     tmp_path: Path, fresh_accelerate: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from jepa.schedules import Cosine, Linear, WarmupCosine
+from jepa.schedules import Cosine, Linear, LinearDecay, WarmupCosine
+from jepa.targets import EMA
 
 IJEPA_STEPS, IJEPA_WARMUP = 187_500, 25_000  # 300 and 40 epochs of 625 steps
 VJEPA_STEPS, VJEPA_WARMUP = 112_500, 12_000  # 300 epochs of 300 steps, stretched by 1.25, and 40 epochs
@@ -45,6 +46,31 @@ def test_learning_rate_of_vjepa(step: int, value: float) -> None:
 def test_ends_of_a_stretched_run() -> None:
     assert Cosine(0.04, 0.4, VJEPA_STEPS)(90_000) == pytest.approx(0.365623059, rel=1e-8)
     assert Linear(0.998, 1.0, VJEPA_STEPS)(90_000) == pytest.approx(0.999599982, abs=1e-9)
+    assert EMA(start=0.998, end=1.0, horizon=1.25).momentum(90_000, 90_000) == pytest.approx(0.999599982, abs=1e-9)
+
+
+@pytest.mark.parametrize(("step", "value"), [(1, 5.24965067e-4), (6_000, 3.154e-4), (12_000, 1.058e-4)])
+def test_cooldown_of_vjepa2(step: int, value: float) -> None:
+    """40 epochs of 300 steps, stretched by 1.25."""
+    assert LinearDecay(5.25e-4, 1e-6, 15_000)(step) == pytest.approx(value, rel=1e-8)
+    assert LinearDecay(5.25e-4, 1e-6, 15_000)(15_000 + step) == pytest.approx(1e-6)
+
+
+def test_constant_rates_of_vjepa2() -> None:
+    rate = WarmupCosine(1e-4, 5.25e-4, 5.25e-4, 12_000, 240_000)
+    assert rate(6_000) == pytest.approx(3.125e-4)
+    assert {rate(step) for step in (12_000, 12_001, 100_000, 240_000, 300_000)} == {5.25e-4}
+    assert {Cosine(0.04, 0.04, 240_000)(step) for step in (1, 77_777, 240_000)} == {0.04}
+    assert {EMA(start=0.99925, end=0.99925).momentum(step, 240_000) for step in (1, 77_777, 240_000)} == {0.99925}
+
+
+@pytest.mark.parametrize(("start", "end"), [(0.9, 1.0), (1.0, 0.9)])
+def test_momentum_stays_at_its_end(start: float, end: float) -> None:
+    target = EMA(start=start, end=end, horizon=0.5)
+    assert target.momentum(50, 100) == pytest.approx(start + 0.98 * (end - start))
+    assert target.momentum(51, 100) == target.momentum(100, 100) == pytest.approx(end)
+    with pytest.raises(ValueError, match=r"target\.horizon=0"):
+        EMA(horizon=0)
 
 
 @pytest.mark.parametrize("step", [100, 101, 150, 200])

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from jepa.interfaces import Encoder, Predictor, TargetUpdater
-from jepa.losses import L1, L2, SmoothL1
+from jepa.losses import L1, L2, Lp, PredictionVariance, SmoothL1, VarianceCovariance
 from jepa.model import JEPA
 from jepa.targets import EMA, Frozen, Shared, StopGradient
-from jepa.types import Indices, JepaBatch, Task, Tokens, View
+from jepa.types import Indices, JepaBatch, Outcome, Task, Tokens, View
 
 GRID = (4,)
 
@@ -221,3 +221,56 @@ def test_beta_of_smooth_l1() -> None:
     assert SmoothL1(beta=0.5)(errors, torch.zeros(3)).item() == pytest.approx(expected.item())
     with pytest.raises(ValueError, match=r"criterion\.beta=0"):
         SmoothL1(beta=0)
+
+
+@pytest.mark.parametrize("p", [1.0, 1.5, 2.0])
+def test_criterion_with_an_exponent(p: float) -> None:
+    prediction, target = torch.randn(2, 7, 3, generator=torch.Generator().manual_seed(0)).unbind(0)
+    expected = sum(abs(float(a - b)) ** p for a, b in zip(prediction.flatten(), target.flatten(), strict=True)) / 21 / p
+    assert float(Lp(p=p)(prediction, target)) == pytest.approx(expected, rel=1e-5)
+    if p == 1:
+        assert Lp()(prediction, target) == L1()(prediction, target)
+    with pytest.raises(ValueError, match=r"criterion\.p=0\.5"):
+        Lp(p=0.5)
+
+
+def ragged(values: list[list[list[float]]]) -> Tokens:
+    lengths = torch.tensor([len(one) for one in values])
+    places = torch.cat([torch.arange(len(one)) for one in values])
+    return Tokens(torch.tensor([row for one in values for row in one]), Indices.of(places, lengths, (9,)))
+
+
+def outcome(prediction: Tokens) -> Outcome:
+    return Outcome(prediction, prediction, prediction, prediction.index, ToyPredictor())
+
+
+def test_variance_of_predictions_spelled_out() -> None:
+    """Two tasks of two sets: the mean of their standard deviations, then the hinge; a single token has none."""
+    first = ragged([[[0.0, 1.0], [2.0, 1.0], [4.0, 1.0]], [[5.0, 0.0]]])
+    second = ragged([[[0.0, 0.0], [0.2, 2.0]], [[1.0, 0.0], [1.0, 4.0]]])
+    eps = 1e-4
+
+    def std(variance: float) -> float:
+        return (variance + eps) ** 0.5
+
+    means = [(std(4) + std(0.02)) / 2, (std(0) + std(2)) / 2, std(0), (std(0) + std(8)) / 2]
+    expected = sum(max(0.0, 1 - mean) for mean in means) / 4
+    found = PredictionVariance(weight=3.0, eps=eps)([outcome(first), outcome(second)])
+    assert {name: float(term) for name, term in found.items()} == pytest.approx({"prediction_variance": 3 * expected})
+    with pytest.raises(ValueError, match="weight=0"):
+        PredictionVariance(weight=0)
+
+
+def test_joint_regularizers_see_all_tasks_and_others_each() -> None:
+    terms = {"vicreg": VarianceCovariance(), "spread": PredictionVariance(weight=2.0)}
+    model, batch = toy(EMA(), regularizers=terms).eval(), toy_batch()
+    twice = JepaBatch(batch.target, batch.tasks * 2)
+    seen = model(batch).intermediates["tasks"][0]
+    expected = terms["vicreg"].terms(seen["context"]) | terms["spread"]([outcome(seen["prediction"])])
+    for one in (batch, twice):
+        found = dict(model(one).terms)
+        del found["prediction"]
+        assert {n: float(t) for n, t in found.items()} == pytest.approx({n: float(t) for n, t in expected.items()})
+    half = model(JepaBatch(batch.target, batch.tasks, share=0.5)).terms
+    assert float(half["variance"]) == pytest.approx(float(expected["variance"]) / 2)
+    assert float(half["prediction_variance"]) == pytest.approx(float(expected["prediction_variance"]) / 2)

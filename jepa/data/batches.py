@@ -93,7 +93,9 @@ class Batches(Dataset[JepaBatch]):
             masks.append(some(drawn, start, start + self.slice_size))
             shares.append(_predictions(masks[-1]) * self.world_size / _predictions(drawn))
         index = torch.tensor([i for i, _ in picked])
-        return collate([sample for _, sample in picked], masks, shares, index=index, skipped=skipped)
+        return collate(
+            [sample for _, sample in picked], masks, shares, 1 / self.accumulate, index=index, skipped=skipped
+        )
 
     def _sample(self, position: int, skipped: list[str]) -> tuple[int, Sample]:
         """The transformed sample at `position` of the endless stream and its place in the dataset."""
@@ -189,6 +191,7 @@ def collate(
     samples: Sequence[Sample],
     masks: Sequence[Masks | Motions],
     shares: Sequence[float],
+    share: float = 1.0,
     *,
     index: Tensor | None = None,
     skipped: Sequence[str] = (),
@@ -201,6 +204,7 @@ def collate(
         shares: (tokens here) * (processes) / (tokens of the global batch), one for each task, counted over target
             maps. Gradients summed over a step's micro-batches and averaged over its processes are then those of the
             mean over all target tokens of the global batch.
+        share: of these samples in those of the process's step.
         index: (B,) positions of the samples in their dataset.
         skipped: samples that were replaced, as "name: reason".
 
@@ -223,8 +227,8 @@ def collate(
         )
         for name in names
     }
-    tasks = [pose(x, drawn, share, task) for task, (drawn, share) in enumerate(zip(masks, shares, strict=True))]
-    return JepaBatch(View(x), tasks, labels, index, tuple(skipped))
+    tasks = [pose(x, drawn, part, task) for task, (drawn, part) in enumerate(zip(masks, shares, strict=True))]
+    return JepaBatch(View(x), tasks, labels, index, tuple(skipped), share)
 
 
 def _stack(tensors: list[Tensor], samples: Sequence[Sample], what: str, advice: str) -> Tensor:

@@ -1,8 +1,8 @@
 """Criteria and regularisers: plain modules that return scalars."""
 
 from jepa.losses.redundancy import BarlowTwins
-from jepa.losses.regression import L1, L2, Cosine, Huber, SmoothL1
-from jepa.losses.regularizers import CycleConsistency, VarianceCovariance
+from jepa.losses.regression import L1, L2, Cosine, Huber, Lp, SmoothL1
+from jepa.losses.regularizers import CycleConsistency, PredictionVariance, VarianceCovariance
 from jepa.losses.sigreg import SIGReg
 
 __all__ = [
@@ -12,6 +12,8 @@ __all__ = [
     "Cosine",
     "CycleConsistency",
     "Huber",
+    "Lp",
+    "PredictionVariance",
     "SIGReg",
     "SmoothL1",
     "VarianceCovariance",

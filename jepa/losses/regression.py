@@ -30,6 +30,23 @@ class L1(nn.Module):
         return F.l1_loss(prediction, target)
 
 
+class Lp(nn.Module):
+    """Mean of |prediction - target|^p / p, as in V-JEPA's code; p = 1 is `L1`.
+
+    Raises:
+        ValueError: `p` is below 1.
+    """
+
+    def __init__(self, *, p: float = 1.0) -> None:
+        super().__init__()
+        if p < 1:
+            raise ValueError(f"criterion.p={p} must be at least 1")
+        self.p = p
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:  # (N, D), (N, D) -> ()
+        return (prediction - target).abs().pow(self.p).mean() / self.p
+
+
 class L2(nn.Module):
     """Mean squared difference (I-JEPA, Assran et al. 2023, section 3)."""
 

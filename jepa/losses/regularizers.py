@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jepa.interfaces import Regularizer
+from jepa.interfaces import JointRegularizer, Regularizer
 from jepa.losses.moments import full_precision, global_covariance
 from jepa.nn import motion
 from jepa.types import Indices, Outcome, Tokens
@@ -86,6 +86,42 @@ class VarianceCovariance(Regularizer):
             "variance": self.variance * (self.margin - std).relu().mean(),
             "covariance": self.covariance * off_diagonal.square().sum() / len(covariance),
         }
+
+
+class PredictionVariance(JointRegularizer):
+    """Predictions of one target set must differ from each other: max(0, margin - std), the mean over sets and features.
+
+    The standard deviation of a set is over its tokens, and the mean over the tasks of a batch, as in V-JEPA's code. Its
+    released models give this term no weight.
+
+    Args:
+        weight: of the term.
+        margin: standard deviation that is enough.
+        eps: added to the variance under the root.
+
+    Raises:
+        ValueError: `weight` is not positive.
+    """
+
+    def __init__(self, *, weight: float = 1.0, margin: float = 1.0, eps: float = 1e-4) -> None:
+        super().__init__()
+        if weight <= 0:
+            raise ValueError(f"weight={weight} must be positive; leave the term out instead")
+        self.weight, self.margin, self.eps = weight, margin, eps
+
+    def forward(self, outcomes: Sequence[Outcome]) -> dict[str, Tensor]:
+        """Weighted scalar "prediction_variance" of tasks with equally many target sets."""
+        std = torch.stack([(variance_of_sets(one.prediction) + self.eps).sqrt() for one in outcomes]).mean(0)  # (S, D)
+        return {"prediction_variance": self.weight * (self.margin - std).relu().mean()}
+
+
+def variance_of_sets(tokens: Tokens) -> Tensor:
+    """Unbiased variance (S, D) over the tokens of each set; of a single token: 0."""
+    x, index = tokens.x.float(), tokens.index
+    lengths = index.lengths[:, None]
+    mean = x.new_zeros(len(index), x.shape[1]).index_add(0, index.sets, x) / lengths
+    spread = (x - mean[index.sets]).square()
+    return x.new_zeros(mean.shape).index_add(0, index.sets, spread) / (lengths - 1).clamp(min=1)
 
 
 class CycleConsistency(Regularizer):

@@ -25,12 +25,13 @@ class EMA(TargetUpdater):
 
     Args:
         start, end: momentum at the first step and towards the end of the run, in [0, 1]; `start` is .996 by default.
+        horizon: run lengths after which `end` would be reached; V-JEPA stretches its schedules to 1.25.
         half_life: instead of `start`: steps after which half of the target's first weights is forgotten. A recipe may
             state it in samples ("11000 samples"), which holds for any batch size.
         train_mode: the target encoder is in training mode during training, as published for BYOL.
 
     Raises:
-        ValueError: a momentum outside [0, 1], or both `start` and `half_life`.
+        ValueError: a momentum outside [0, 1], a horizon that is not positive, or both `start` and `half_life`.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class EMA(TargetUpdater):
         *,
         start: float | None = None,
         end: float = 1.0,
+        horizon: float = 1.0,
         half_life: int | None = None,
         train_mode: bool = False,
     ) -> None:
@@ -49,13 +51,16 @@ class EMA(TargetUpdater):
         for name, value in (("start", start), ("end", end)):
             if not 0 <= value <= 1:
                 raise ValueError(f"target.{name}={value}: a momentum lies in [0, 1]")
-        self.start, self.end, self.train_mode = start, end, train_mode
+        if horizon <= 0:
+            raise ValueError(f"target.horizon={horizon} must be positive")
+        self.start, self.end, self.horizon, self.train_mode = start, end, horizon, train_mode
 
     def make_target(self, encoder: Encoder) -> Encoder:
         return frozen_copy(encoder)
 
     def momentum(self, step: int, total_steps: int) -> float:
-        return Linear(self.start, self.end, total_steps)(step)
+        momentum = Linear(self.start, self.end, max(1, int(self.horizon * total_steps)))(step)
+        return min(momentum, self.end) if self.start <= self.end else max(momentum, self.end)
 
     @torch.no_grad()
     def update(self, encoder: Encoder, target: Encoder | None, momentum: float) -> None:
