@@ -112,15 +112,27 @@ def read_state(path: Path) -> dict[str, Any]:
         for name, described in state["files"].items():
             if not (path / name).is_file():
                 raise CheckpointError(f"{path / name} is missing")
-            found = _describe(path / name)
-            if found != described:
-                raise CheckpointError(
-                    f"{path / name} is damaged: {found['bytes']} bytes with SHA-256 {found['sha256'][:12]}..., "
-                    f"written were {described['bytes']} with {described['sha256'][:12]}..."
-                )
+            verify(path / name, described)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path / STATE} cannot be read: {error}") from error
     return state
+
+
+def verify(path: Path, described: Mapping[str, Any]) -> None:
+    """Whether a file is as it was written.
+
+    Raises:
+        CheckpointError: it is not, or not there.
+    """
+    try:
+        found, written = _describe(path), (described["bytes"], described["sha256"])
+    except (OSError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} cannot be checked: {error!r}") from error
+    if (found["bytes"], found["sha256"]) != written:
+        raise CheckpointError(
+            f"{path} is damaged: {found['bytes']} bytes with SHA-256 {found['sha256'][:12]}..., "
+            f"written were {written[0]} with {written[1][:12]}..."
+        )
 
 
 def newest_usable(folder: Path) -> tuple[Path, dict[str, Any]] | None:
@@ -157,11 +169,17 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict
     return {name: tensor.clone() for name, tensor in load_file(path / PROBE).items()}
 
 
+def save_weights(weights: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
+    """Write a safetensors file; returns its size and SHA-256."""
+    save_file(_contiguous(weights), path)
+    return _describe(path)
+
+
 def load_weights(path: Path, module: nn.Module, prefix: str = "") -> None:
     """Load the weights under `prefix` of a safetensors file into `module`, strictly.
 
     Raises:
-        CheckpointError: the file cannot be read, or keys or shapes differ.
+        CheckpointError: the file cannot be read, or keys, shapes or types differ.
     """
     try:
         weights = load_file(path)
@@ -171,14 +189,14 @@ def load_weights(path: Path, module: nn.Module, prefix: str = "") -> None:
     ours = module.state_dict()
     missing, unused = sorted(ours.keys() - weights.keys()), sorted(weights.keys() - ours.keys())
     shapes = [
-        f"{key} {tuple(weights[key].shape)} for {tuple(ours[key].shape)}"
+        f"{key} {weights[key].dtype} {tuple(weights[key].shape)} for {ours[key].dtype} {tuple(ours[key].shape)}"
         for key in ours.keys() & weights.keys()
-        if weights[key].shape != ours[key].shape
+        if weights[key].shape != ours[key].shape or weights[key].dtype != ours[key].dtype
     ]
     if missing or unused or shapes:
         raise CheckpointError(
             f"{path} does not fit the model: {len(missing)} keys missing {missing[:3]}, {len(unused)} not used "
-            f"{unused[:3]}, {len(shapes)} of another shape {shapes[:3]}"
+            f"{unused[:3]}, {len(shapes)} of another shape or type {shapes[:3]}"
         )
     module.load_state_dict(weights)
 

@@ -23,24 +23,21 @@ import csv
 import json
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from safetensors.torch import save_file
 
 from jepa import recipe as recipes
-from jepa.build import RecipeError, nearest, refuse_unknown
+from jepa.build import RecipeError
 from jepa.checkpoint import CheckpointError
 from jepa.data.base import DataError
 from jepa.loading import load
+from jepa.other_data import data_section, split
 from jepa.probes.features import encoder_features
 from jepa.probing import Row, Settings, Sources, evaluate
-from jepa.settings import DataSettings
 
 log = logging.getLogger("jepa")
 
@@ -52,10 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        overrides = [a for a in arguments if a.startswith(("data=", "data."))]
-        settings = recipes.parse(Settings, [a for a in arguments if a not in overrides], "jepa.evaluate")
+        arguments, overrides = split(arguments)
+        settings = recipes.parse(Settings, arguments, "jepa.evaluate")
         model = load(settings.run, trust=settings.trust, device=settings.device)
-        data = labelled_data(model.recipe["data"], overrides)
+        data = data_section(model.recipe["data"], overrides)
         sources = Sources(model, data, settings)
         if settings.embed:
             print(embed(sources, Path(settings.embed)))
@@ -68,35 +65,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-def labelled_data(own: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """The section `data` to evaluate on: the run's own, or another group with the run's size.
-
-    Raises:
-        RecipeError: an unknown group or key, or a missing value.
-    """
-    named = [o.removeprefix("data=") for o in overrides if o.startswith("data=")]
-    values = [o.removeprefix("data.") for o in overrides if o.startswith("data.")]
-    if values and not named:
-        raise RecipeError(f"data.{values[0]}: say which data that is, as in data=images data.{values[0]}")
-    if not named:
-        return dict(own)
-    groups = {path.stem: path for path in (recipes.recipes_dir() / "data").glob("*.yaml")}
-    if named[-1] not in groups:
-        raise RecipeError(f"data={named[-1]}: there is no such data; {nearest(named[-1], groups)}")
-    merged = OmegaConf.merge(OmegaConf.load(groups[named[-1]]), {"size": own["size"]}, OmegaConf.from_dotlist(values))
-    missing = [name for name, value in recipes.flat(OmegaConf.to_container(merged)) if value == "???"]
-    if missing:
-        raise RecipeError(f"data.{missing[0]} must be given, as in data.{missing[0]}=DIR")
-    try:
-        data = OmegaConf.to_container(OmegaConf.create({"data": merged}), resolve=True)
-    except OmegaConfBaseException as error:
-        raise RecipeError(f"data={named[-1]}: {str(error).splitlines()[0]}") from error
-    assert isinstance(data, dict)
-    refuse_unknown(data["data"], DataSettings.model_fields, "data")
-    # the encoder was trained on inputs normalised in its own way
-    return {**data["data"], "batch_transform": own["batch_transform"]}
 
 
 def embed(sources: Sources, path: Path) -> str:

@@ -20,7 +20,20 @@ from jepa.build import TARGET, RecipeError, argument_types, convert, locate, nea
 from jepa.settings import DataSettings, Node, OptimSettings, SectionT, TrainSettings
 
 PARTS = ("encoder", "predictor", "masker", "target", "criterion", "model")
-KEYS = ("recipe", "seed", "run_dir", "dry_run", "data", *PARTS, "regularizers", "optim", "train")
+KEYS = (
+    "recipe",
+    "seed",
+    "run_dir",
+    "dry_run",
+    "init_from",
+    "init_mode",
+    "data",
+    *PARTS,
+    "regularizers",
+    "optim",
+    "train",
+)
+INIT_MODES = ("resume", "continue", "anneal", "adapt")
 SettingsT = TypeVar("SettingsT", bound=BaseModel)
 LENGTHS = ("warmup", "total")  # of a schedule
 
@@ -126,6 +139,7 @@ def check(recipe: Mapping[str, Any]) -> None:
     convert(recipe["seed"], Annotated[int, Field(ge=0)], "seed")
     convert(recipe["run_dir"], Annotated[str, Field(min_length=1)], "run_dir")
     planning = convert(recipe["dry_run"], bool, "dry_run")
+    _check_start(recipe["init_from"], recipe["init_mode"])
     train_settings(recipe)
     _section(DataSettings, recipe["data"], "data")
     _section(OptimSettings, recipe["optim"], "optim")
@@ -139,6 +153,14 @@ def check(recipe: Mapping[str, Any]) -> None:
             later = _is_node(value) or (key in LENGTHS and where.startswith("optim.")) or (value is None and optional)
             if key in hints and not later:
                 convert(value, hints[key], f"{where}.{key}")
+
+
+def _check_start(path: Any, mode: Any) -> None:
+    convert(path, str | None, "init_from")
+    if mode is not None and mode not in INIT_MODES:
+        raise RecipeError(f"init_mode={mode!r}: {nearest(str(mode), INIT_MODES)}")
+    if (path is None) != (mode is None):
+        raise RecipeError(f"init_from={path} and init_mode={mode} go together; modes: {', '.join(INIT_MODES)}")
 
 
 def train_settings(recipe: Mapping[str, Any]) -> TrainSettings:
@@ -242,7 +264,7 @@ def parse(kind: type[SettingsT], arguments: Sequence[str], command: str) -> Sett
         command: for the error.
 
     Raises:
-        RecipeError: a key or value that does not exist, or no run.
+        RecipeError: a key or value that does not exist, or is missing.
     """
     wrong = next((a for a in arguments if "=" not in a), None)
     if wrong is not None:
@@ -252,9 +274,12 @@ def parse(kind: type[SettingsT], arguments: Sequence[str], command: str) -> Sett
     except (OmegaConfBaseException, YAMLError) as error:
         raise RecipeError(f"{' '.join(arguments)}: {' '.join(str(error).split())}") from error
     assert isinstance(given, dict)
-    refuse_unknown([str(name) for name in given], kind.model_fields, "")
-    if "run" not in given:
-        raise RecipeError(f"name a run: python -m {command} run=RUN_DIR")
+    names = {field.alias or name: field for name, field in kind.model_fields.items()}
+    refuse_unknown([str(name) for name in given], names, "")
+    missing = next((name for name, field in names.items() if field.is_required() and name not in given), None)
+    if missing is not None:
+        what = "name a run" if missing == "run" else "say which"
+        raise RecipeError(f"{what}: python -m {command} {missing}={'RUN_DIR' if missing == 'run' else 'PATH'}")
     try:
         return kind.model_validate(given)
     except ValidationError as error:

@@ -21,7 +21,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedTy
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import GradientAccumulationPlugin
 
-from jepa import checkpoint
+from jepa import checkpoint, init_from
 from jepa import recipe as recipes
 from jepa.assemble import assemble
 from jepa.build import RecipeError, nearest
@@ -76,6 +76,9 @@ def pretrain(recipe: Mapping[str, Any]) -> None:
             stack.enter_context(claimed(run_dir, recipe, write=accelerator.is_main_process))
         trainer = assemble(recipe, settings, accelerator)
         start = trainer.resume()
+        if not start and recipe["init_from"] is not None:
+            begin_from(trainer, recipe)
+            start = trainer.step
         finished = start == trainer.plan.steps
         if accelerator.is_main_process:
             if finished:
@@ -86,6 +89,15 @@ def pretrain(recipe: Mapping[str, Any]) -> None:
             finished = trainer.fit()
         if accelerator.is_main_process:
             conclude(run_dir, trainer, finished)
+
+
+def begin_from(trainer: Trainer, recipe: Mapping[str, Any]) -> None:
+    """Weights of another run, and `init.txt` that says what became of them."""
+    lines = init_from.start(trainer, recipe)
+    if trainer.accelerator.is_main_process:
+        (trainer.plan.run_dir / "init.txt").write_text("\n".join(lines) + "\n")
+        for line in lines:
+            log.info("start: %s", line)
 
 
 def make_accelerator(settings: TrainSettings, run_dir: Path) -> Accelerator:

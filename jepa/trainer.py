@@ -6,6 +6,7 @@ Everything random or scheduled is a function of the step, so that a run continue
 from __future__ import annotations
 
 import logging
+import platform
 import signal
 import sys
 import time
@@ -137,8 +138,11 @@ class Trainer:
         self.skipped_by_all = 0  # as of the last time that the processes agreed
         self.metrics = MetricsFile(plan.run_dir / "metrics.jsonl", write=accelerator.is_main_process)
 
-    def resume(self) -> int:
+    def resume(self, checkpoints: Path | None = None) -> int:
         """Continue from the newest usable checkpoint of the run directory, if there is one.
+
+        Args:
+            checkpoints: another run's instead.
 
         Returns:
             the step it was written after; 0 where there is none.
@@ -146,7 +150,7 @@ class Trainer:
         Raises:
             checkpoint.CheckpointError: checkpoints are damaged, or belong to other data or another model.
         """
-        found = checkpoint.newest_usable(self.plan.checkpoints)
+        found = checkpoint.newest_usable(checkpoints or self.plan.checkpoints)
         if found is not None:
             path, state = found
             if state["fingerprint"] != self.plan.fingerprint:
@@ -308,6 +312,7 @@ class Trainer:
                 "skipped": facts.skipped,
                 "loss": facts.loss,
                 "torch": torch.__version__,
+                "hardware": f"{self.accelerator.num_processes} x {device_name(self.accelerator.device)}",
             }
             seen = self.probe.state_dict() if self.probe is not None else {}
             path, size = checkpoint.save(self.plan.checkpoints, self.step, self.jepa, self.optimizer, state, seen)
@@ -362,6 +367,11 @@ class Trainer:
             mininterval=0.1 if sys.stderr.isatty() else 30.0,  # a log file is not a screen
             disable=not self.accelerator.is_main_process,
         )
+
+
+def device_name(device: torch.device) -> str:
+    """What a person calls it."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ class Indices:
     @property
     def total(self) -> int:
         """Number of tokens of all sets together, N."""
-        return len(self.values)
+        return self.values.shape[0]
 
     @property
     def complete(self) -> bool:

@@ -55,7 +55,7 @@ class Layout:
         device = self.lengths.device
         starts = F.pad(self.lengths.cumsum(0), (1, 0))
         self.cumulative = starts.int()
-        order = torch.arange(len(self.lengths), device=device)
+        order = torch.arange(self.lengths.shape[0], device=device)
         self.sequence = torch.repeat_interleave(order, self.lengths, output_size=self.total)
         self.offset = torch.arange(self.total, device=device) - starts[self.sequence]
         self.slots = self.sequence * self.max_length + self.offset

@@ -50,7 +50,7 @@ class PatchEmbed(nn.Module):
                 f"the encoder takes {self.in_chans} channels, the input {tuple(x.shape)} has {x.shape[1]}: "
                 f"set encoder.in_chans={x.shape[1]}"
             )
-        if len(index) != len(x) or index.grid != self.grid(x.shape[2:]):
+        if index.lengths.shape[0] != x.shape[0] or index.grid != self.grid(x.shape[2:]):
             raise ValueError(
                 f"an input {tuple(x.shape)} has {len(x)} samples on a grid {self.grid(x.shape[2:])}, "
                 f"its mask {len(index)} on a grid {index.grid}"

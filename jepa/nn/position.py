@@ -73,6 +73,9 @@ class SinCosPosition(nn.Module):
         self._tables: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}  # not a buffer: nothing to save or sync
 
     def forward(self, index: Indices) -> Tensor:  # -> (N, D)
+        if torch.compiler.is_exporting():  # the program works for grids of any size
+            table = sincos_table(self.dim, index.grid, self.axis_order, self.uniform_power)
+            return table.to(index.values.device).index_select(0, index.values)
         place = (index.grid, index.values.device)
         if place not in self._tables:
             table = sincos_table(self.dim, index.grid, self.axis_order, self.uniform_power)

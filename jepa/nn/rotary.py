@@ -57,7 +57,7 @@ def rotary_table(head_dim: int, grid: Sequence[int], style: RopeStyle = "interle
 
 def rotate(x: Tensor, rotary: Rotary) -> Tensor:
     """Turn heads x (N, ..., head_dim) by factors (N, head_dim) each, in float32 whatever the type of x."""
-    cos, sin = (factor.view(len(factor), *[1] * (x.ndim - 2), -1) for factor in rotary)
+    cos, sin = (factor.view(factor.shape[0], *[1] * (x.ndim - 2), -1) for factor in rotary)
     swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
     return (x * cos + swapped * sin).to(x.dtype)
 
@@ -73,8 +73,14 @@ class RotaryPosition(nn.Module):
 
     def forward(self, index: Indices) -> Rotary:  # -> (N, head_dim) twice
         device = index.values.device
+        if torch.compiler.is_exporting():  # the program works for grids of any size
+            return _at(rotary_table(self.head_dim, index.grid, self.style), index)
         if (index.grid, device) not in self._tables:
             cos, sin = rotary_table(self.head_dim, index.grid, self.style)
             self._tables[index.grid, device] = cos.to(device), sin.to(device)
-        cos, sin = self._tables[index.grid, device]
-        return cos.index_select(0, index.values), sin.index_select(0, index.values)
+        return _at(self._tables[index.grid, device], index)
+
+
+def _at(table: Rotary, index: Indices) -> Rotary:
+    cos, sin = (factor.to(index.values.device).index_select(0, index.values) for factor in table)
+    return cos, sin

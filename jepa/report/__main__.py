@@ -2,6 +2,7 @@
 
 Keys:
     run=DIR           the run to look at
+    data=NAME         data of another group (data.root=DIR, ... as in recipes); by default the run's own
     samples=512       of its data, for neighbours and the map
     seed=0            which samples and masks
     output=FILE       where the page goes; by default RUN_DIR/report.html
@@ -22,6 +23,7 @@ from jepa.build import RecipeError
 from jepa.checkpoint import CheckpointError
 from jepa.data.base import DataError
 from jepa.metrics import MetricsError
+from jepa.other_data import split
 from jepa.recipe import parse
 from jepa.report.page import ReportSettings, write_report
 
@@ -33,7 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:
-        path = write_report(parse(ReportSettings, arguments, "jepa.report"))
+        arguments, data = split(arguments)
+        path = write_report(parse(ReportSettings, arguments, "jepa.report"), data)
     except (RecipeError, CheckpointError, DataError, MetricsError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -36,6 +36,8 @@ class Retrieval:
 
 
 def answers(run: Run, material: Material) -> Section:
+    if material.output is None:
+        return Section("answers", "What the predictor thinks is there", ["These weights came without a predictor."])
     found = material.output.intermediates["tasks"][0]["prediction"]
     if not isinstance(material.batch.tasks[0].query, Indices):
         return other_views(material, found)
@@ -62,6 +64,7 @@ def answers(run: Run, material: Material) -> Section:
 
 def other_views(material: Material, found: Tokens) -> Section:
     """Where nothing is hidden: which samples' other views are nearest to the prediction."""
+    assert material.output is not None
     target, index = material.output.intermediates["target"], found.index.apply(lambda tensor: tensor.cpu())
     content, mean = centred(target.dense().float().cpu())  # (m, G, D), (G, D)
     retrieval = retrieve(

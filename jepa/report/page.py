@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib.resources import files
 from math import ceil
@@ -40,14 +40,17 @@ class ReportSettings(Settings):
     output: str | None = None
 
 
-def write_report(settings: ReportSettings) -> Path:
+def write_report(settings: ReportSettings, data: Sequence[str] = ()) -> Path:
     """Make the page and write it; returns where.
+
+    Args:
+        data: overrides, where the page is about other data than the run's.
 
     Raises:
         RecipeError, CheckpointError, DataError, MetricsError: see `open_run` and `gather`.
         OSError: it cannot be written.
     """
-    run = open_run(settings)
+    run = open_run(settings, data)
     path = Path(settings.output).expanduser() if settings.output else run.path / "report.html"
     if not path.parent.is_dir():
         raise RecipeError(f"output={path}: there is no folder {path.parent}")

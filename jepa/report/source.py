@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -14,14 +13,16 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
 
-from jepa import checkpoint, seeding
 from jepa import recipe as recipes
-from jepa.build import RecipeError, build
+from jepa import seeding
+from jepa.build import build
 from jepa.data.base import DataError, SampleDataset
 from jepa.data.batches import MAX_CONSECUTIVE_UNREADABLE, collate, some
 from jepa.interfaces import Masker
 from jepa.loading import Pretrained, load
 from jepa.metrics import read_metrics
+from jepa.other_data import data_section
+from jepa.predictors import NoPredictor
 from jepa.seeding import Stream
 from jepa.settings import TrainSettings
 from jepa.types import JepaBatch, Sample, StepOutput, UnreadableSample
@@ -94,7 +95,7 @@ class Material:
         targets: (m, G, D) the same as the loss sees it.
         pooled: (n, D) mean of each sample's tokens.
         batch: prediction problems on the first samples, inputs as in `x`; where views are moved or augmented, those.
-        output: the model's answer to them.
+        output: the model's answer to them; None from a model without a predictor.
         skipped: samples that could not be read.
     """
 
@@ -106,48 +107,34 @@ class Material:
     targets: Tensor
     pooled: Tensor
     batch: JepaBatch
-    output: StepOutput
+    output: StepOutput | None
     skipped: Sequence[str]
 
 
-def open_run(settings: Settings) -> Run:
+def open_run(settings: Settings, data: Sequence[str] = ()) -> Run:
     """The run that a report is about.
+
+    Args:
+        settings: which.
+        data: overrides, to look at it with other data.
 
     Raises:
         RecipeError, CheckpointError, DataError, MetricsError: no run, no checkpoint, no data, or damaged files.
     """
     path = Path(settings.run).expanduser()
     pretrained = load(path, trust=settings.trust, device=settings.device)
-    state = path / "checkpoints" / f"{checkpoint.PREFIX}{pretrained.step:08d}" / checkpoint.STATE
+    pretrained.recipe = {**pretrained.recipe, "data": data_section(pretrained.recipe["data"], data)}
     dataset: SampleDataset = build(pretrained.recipe["data"]["dataset"], "data.dataset", trust=settings.trust)
     metrics = path / "metrics.jsonl"
     return Run(
         path=path,
         pretrained=pretrained,
-        torch=json.loads(state.read_text())["torch"],
+        torch=str(pretrained.facts.get("torch", "a version that is not known")),
         dataset=dataset,
         steps=recipes.total_steps(recipes.train_settings(pretrained.recipe), len(dataset)),
         rows=read_metrics(metrics) if metrics.is_file() else [],
-        evaluation=read_evaluation(path / "evaluation.json"),
+        evaluation=pretrained.facts.get("evaluation"),
     )
-
-
-def read_evaluation(path: Path) -> list[dict[str, Any]] | None:
-    """Rows of evaluation.json; None where there is none.
-
-    Raises:
-        RecipeError: the file holds something else.
-    """
-    if not path.is_file():
-        return None
-    needed = {"task", "probe", "features", "metric", "score", "seed"}
-    try:
-        rows = json.loads(path.read_text())
-        if not all(needed <= row.keys() for row in rows):
-            raise ValueError(f"every row needs {', '.join(sorted(needed))}")
-    except (ValueError, AttributeError, TypeError) as error:
-        raise RecipeError(f"{path} cannot be read: {error}; write it again with python -m jepa.evaluate") from error
-    return rows
 
 
 @torch.inference_mode()
@@ -173,7 +160,7 @@ def gather(run: Run, settings: Settings, advance: Callable[[int], object]) -> Ma
     raw = draw(run, settings, most=min(POSED, len(samples)), kind="transform")[0] if makes_views else samples[:POSED]
     batch = pose(run, raw, grid, settings)
     views = batch_transform(batch.to(settings.device))
-    output = model(views)
+    output = None if isinstance(model.predictor, NoPredictor) else model(views)
     batch = views.to("cpu") if makes_views else batch
     targets = F.layer_norm(tokens, tokens.shape[-1:]) if model.normalize_targets else tokens  # as JEPA.targets
     names = [sample.name for sample in samples]

@@ -45,6 +45,9 @@ def head(run: Run, material: Material) -> Head:
     ]
     finished = step >= run.steps
     state = "finished" if finished else f"step {step:,} of {run.steps:,}"
+    source = run.pretrained.facts.get("source")
+    if source is not None:
+        finished, state, tiles[:2] = True, f"converted from {source}", []
     kinds = (part_name(recipe["encoder"]), part_name(recipe["data"]["dataset"]), part_name(recipe["masker"]))
     return Head(str(recipe["recipe"]), " · ".join(kinds), state, finished, tiles)
 
@@ -53,17 +56,13 @@ def facts(run: Run, material: Material) -> Section:
     """What was run, on what, and with which versions."""
     recipe, settings, size = run.recipe, run.settings, len(run.dataset)
     samples = run.steps * settings.batch_size
-    trained = run.pretrained.step
     lines = [
         ("run", str(run.path)),
         (
             "length",
             f"{run.steps:,} steps of {settings.batch_size:,} samples = {samples / size:,.1f} passes over the data",
         ),
-        (
-            "weights shown",
-            f"of step {trained:,}" + ("" if trained == run.steps else f", {trained / run.steps:.0%} of the run"),
-        ),
+        ("weights shown", weights_shown(run)),
         ("data", f"{size:,} samples: {describe(recipe['data']['dataset'])}"),
         ("input", f"{times(material.x.shape[2:])} with {material.x.shape[1]} channels, {times(material.grid)} tokens"),
         *((name, part(recipe[name], module)) for name, module in modules(run).items()),
@@ -76,6 +75,13 @@ def facts(run: Run, material: Material) -> Section:
     ]
     details = ("The whole recipe", OmegaConf.to_yaml(OmegaConf.create(dict(recipe))))
     return Section("run", "What was run", table=Table(("", ""), lines), details=details)
+
+
+def weights_shown(run: Run) -> str:
+    trained, source = run.pretrained.step, run.pretrained.facts.get("source")
+    if source is not None:
+        return f"converted from {source}"
+    return f"of step {trained:,}" + ("" if trained == run.steps else f", {trained / run.steps:.0%} of the run")
 
 
 def modules(run: Run) -> dict[str, nn.Module | None]:
