@@ -155,10 +155,13 @@ def test_an_encoder_of_ones_own_makes_saccades(tmp_path: Path, jepa_run: Run, mo
     (tmp_path / "own_convnet.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
     run_dir = tmp_path / "run"
-    ran = jepa_run("recipe=saccade_tiny", *SMALL, "encoder._target_=own_convnet.Mine", f"run_dir={run_dir}")
+    command = ["recipe=saccade_tiny", *SMALL, "encoder._target_=own_convnet.Mine", f"run_dir={run_dir}"]
+    ran = jepa_run(*command)
     assert ran.status == 0, ran.err
-    assert losses(run_dir).keys() == {1, 2}
-    assert jepa.load(run_dir, trust=("own_convnet",)).features(torch.zeros(2, 3, 48, 48)).shape == (2, 32)
+    ran = jepa_run(*command, "encoder.dim=24", "predictor=motion_mlp", f"run_dir={tmp_path / 'mlp'}")
+    assert ran.status == 0, ran.err
+    assert losses(run_dir).keys() == losses(tmp_path / "mlp").keys() == {1, 2}
+    assert jepa.load(run_dir, trust=("own_convnet",)).features(torch.zeros(2, 3, 48, 48)).shape == (2, 96)
     del sys.modules["own_convnet"]
 
 
@@ -177,10 +180,10 @@ TOKENS_OF_A_CONVNET = (
     ("arguments", "message"),
     [
         ([*TOKENS_OF_A_CONVNET], "RandomPatches hides tokens, but encoder Timm sees whole inputs only"),
-        (["masker.translation=0.4"], "make them at least (97, 97), or lower masker.translation"),
+        (["masker.translation=0.4"], "make them at least (94, 94), or lower masker.translation"),
         (["predictor=vit", "predictor.heads=3"], "ViTPredictor answers Indices, but masker Saccade asks with Tensor"),
         (["optim.optimizer._target_=torch.optim.SGD"], "AdamW needs betas and eps; with another optimizer"),
-        (["encoder.name=resnet999"], "timm cannot make 'resnet999'"),
+        (["encoder=convnext_tiny", "encoder.name=resnet999"], "timm cannot make 'resnet999'"),
     ],
 )
 def test_parts_that_do_not_fit_are_named(arguments: list[str], message: str, tmp_path: Path, jepa_run: Run) -> None:

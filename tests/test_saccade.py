@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from jepa.data import Normalize, Saccades
+from jepa.data import Batches, DataError, Normalize, Saccades, Shapes
 from jepa.data.views import room, warp
 from jepa.maskers import Saccade
 from jepa.nn import motion
 from jepa.predictors import MotionMLP, MotionTransformer
-from jepa.types import Indices, JepaBatch, Task, Tokens, View
+from jepa.types import Indices, JepaBatch, Motions, Task, Tokens, View
 
 STILL = torch.zeros(1, 5)
 MIRRORED = torch.tensor([[0.0, 0, 0, 0, 1]])
@@ -149,6 +149,47 @@ def test_movements_stay_within_their_limits_and_fill_them() -> None:
     for wrong in ({"rotation": 181}, {"translation": -1}, {"scale": 0.9}, {"mirror": 2}, {}):
         with pytest.raises(ValueError, match="rotation"):
             Saccade(**wrong)
+
+
+def test_movements_depend_on_the_step_alone_and_shares_add_up() -> None:
+    """Two processes with two micro-batches each see the movements that one process sees."""
+
+    def items(rank: int, world_size: int, accumulate: int) -> list[JepaBatch]:
+        batches = Batches(
+            dataset=Shapes(count=16, size=16),
+            transform=None,
+            masker=Saccade(rotation=10),
+            grid=(1,),
+            seed=3,
+            batch_size=8,
+            rank=rank,
+            world_size=world_size,
+            accumulate=accumulate,
+        )
+        return [batches[k] for k in range(2 * accumulate)]
+
+    whole = items(0, 1, 1)
+    parts = [items(rank, 2, 2) for rank in (0, 1)]
+    for step in (0, 1):
+        mine = [parts[rank][2 * step + number] for number in (0, 1) for rank in (0, 1)]
+        assert torch.cat([part.tasks[0].query for part in mine]).equal(whole[step].tasks[0].query)
+        assert torch.cat([part.target.x for part in mine]).equal(whole[step].target.x)
+        assert [part.tasks[0].share for part in mine] == [0.5] * 4  # two micro-batches, averaged over processes
+        assert whole[step].tasks[0].share == 1
+    assert not whole[0].tasks[0].query.equal(whole[1].tasks[0].query)
+
+
+class Wrong(Saccade):
+    def sample(self, batch_size: int, grid: tuple[int, ...], generator: torch.Generator) -> list[Motions]:
+        return [Motions(torch.zeros(batch_size - 1, 5))]
+
+
+def test_motions_of_another_shape_are_refused() -> None:
+    batches = Batches(
+        dataset=Shapes(count=4, size=16), transform=None, masker=Wrong(rotation=1), grid=(1,), seed=0, batch_size=4
+    )
+    with pytest.raises(DataError, match=r"Wrong, task 0 of step 1: expected motions \(4, A\)"):
+        batches[0]
 
 
 @pytest.mark.parametrize("kind", [MotionMLP, MotionTransformer])
