@@ -23,8 +23,9 @@ def table(samples: int, seed: int) -> Labelled:
     return Labelled(torch.tensor(x), torch.tensor(y))
 
 
-def test_ridge_agrees_with_scikit_learn():
-    train, test = table(120, 0), table(500, 1)
+@pytest.mark.parametrize("samples", [120, 18])  # more, and fewer, than features
+def test_ridge_agrees_with_scikit_learn(samples: int):
+    train, test = table(samples, 0), table(500, 1)
     score = ridge_probe(train, test, names=("position", "size", "count"), lambdas=LAMBDAS, seed=7)
     fit, held = (train.take(rows) for rows in random_split(len(train), 0.2, 7))
 

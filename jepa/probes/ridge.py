@@ -27,9 +27,12 @@ def _solutions(x: Tensor, y: Tensor, lambdas: Tensor) -> tuple[Tensor, Tensor]:
     mean, std = x.mean(0), x.std(0, unbiased=False)
     scale = torch.where(std > 1e-6 * std.max(), 1 / std, torch.zeros_like(std))  # constant dimensions are left out
     z = (x - mean) * scale
-    values, axes = torch.linalg.eigh(z.T @ z / len(z))
-    projected = axes.T @ (z.T @ (y - y.mean(0))) / len(z)
-    weights = scale[:, None] * (axes @ (projected / (values.clamp(min=0)[:, None] + lambdas[:, None, None])))
+    wide = z.shape[1] > len(z)  # pixels of clips: the same weights from products of samples, not of features
+    values, axes = torch.linalg.eigh((z @ z.T if wide else z.T @ z) / len(z))
+    centred = (y - y.mean(0)) / len(z)
+    projected = axes.T @ (centred if wide else z.T @ centred)
+    solved = axes @ (projected / (values.clamp(min=0)[:, None] + lambdas[:, None, None]))
+    weights = scale[:, None] * (z.T @ solved if wide else solved)
     return weights, y.mean(0) - mean @ weights
 
 
