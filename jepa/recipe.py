@@ -44,6 +44,7 @@ FREE_KEYS = (
     "data.root",
     "data.workers",
     "data.dataset.root",
+    "data.dataset.files",
     "data.dataset.list_file",
     "data.test_root",
     "data.labelled",
