@@ -29,7 +29,7 @@ class FrozenEncoder(nn.Module):
 
 
 def export(model: Pretrained, path: str | Path, format: Literal["export", "onnx"], which: Which = "target") -> Report:
-    """Write the frozen encoder as a program for any number of inputs of any size.
+    """Write the frozen encoder as a program for any number of inputs of any size that its patches divide.
 
     Args:
         model: what `jepa.load` or `read` gave.
@@ -55,7 +55,9 @@ def export(model: Pretrained, path: str | Path, format: Literal["export", "onnx"
     except (torch._dynamo.exc.TorchDynamoException, RuntimeError) as error:
         raise ConversionError(f"the encoder cannot be traced: {error}") from error
     report = Report(f"{path} as {format}")
-    report.conventions.append(f"the {which} encoder: normalised inputs (B, C, *size) of any size to tokens (B, G, D)")
+    report.conventions.append(
+        f"the {which} encoder: normalised inputs (B, C, *size) to tokens (B, G, D), any size that patches divide"
+    )
     for key in model.encoder(which).state_dict():
         report.add("loaded", key, key)
     return report

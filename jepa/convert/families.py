@@ -78,7 +78,7 @@ class Family:
 
 _HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16, 1664: 16}
 _FIXED = {"norm_eps": 1e-6, "activation": "gelu"}
-_SINCOS = {**_FIXED, "position": "sincos"}
+_SINCOS = {**_FIXED, "position": "sincos", "uniform_power": True}
 _ROPE = {**_FIXED, "position": "rope", "rope_style": "tiled", "depth_rescale": True}
 _NO_TABLE = {r"(predictor_)?pos_embed": "the model has rotary positions and never reads its table"}
 
@@ -88,7 +88,7 @@ IJEPA = Family(
     predictor={**_PREDICTOR, "mask_token": same("mask_token")},
     recipe="ijepa_vith14",
     options={**_SINCOS, "axis_order": "last_first"},
-    predictor_options={**_FIXED, "axis_order": "last_first"},
+    predictor_options={**_SINCOS, "axis_order": "last_first"},
     heads=_HEADS,
     prefix="module.",
 )
@@ -98,7 +98,7 @@ VJEPA = Family(
     predictor={**_PREDICTOR, "mask_token": stacked("mask_tokens.{n}")},
     recipe="vjepa_vitl16",
     options={**_SINCOS, "axis_order": "first_first"},
-    predictor_options={**_FIXED, "axis_order": "first_first"},
+    predictor_options={**_SINCOS, "axis_order": "first_first"},
     heads=_HEADS,
     prefix="module.backbone.",
     axes=3,

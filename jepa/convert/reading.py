@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from jepa.assemble import input_size
 from jepa.build import TARGET, build, build_model
 from jepa.convert.architecture import encoder_arguments, grid_of, predictor_arguments, take_table
 from jepa.convert.families import META
@@ -116,6 +117,8 @@ def _positions(
     if encoder["position"] != "sincos":
         return size, encoder
     key, patch = source.family.encoder["position.table"].theirs[0], encoder["patch_size"]
+    if size is None and source.family.axes > 2:  # a table does not say how many of its positions are in time
+        size = list(input_size(_recipe(source, told, None)["data"]["size"]))
     for part in ("encoder", "target_encoder"):
         weights = source.parts.get(part)
         if weights is None:

@@ -22,7 +22,7 @@ from jepa.nn.position import sincos_table
 from jepa.predictors import NoPredictor
 
 Format = Literal["jepa", "ijepa", "vjepa", "vjepa2", "hf", "timm"]
-POSITIONS = ("position", "axis_order", "rope_style")
+POSITIONS = ("position", "axis_order", "uniform_power")
 
 
 def write(model: Pretrained, path: str | Path, format: Format = "jepa", which: Which | None = None) -> Report:
@@ -223,7 +223,7 @@ def _must_be(family: Family, given: Mapping[str, Any], fixed: Mapping[str, Any],
 
 def _table(width: int, encoder: Mapping[str, Any], size: Sequence[int]) -> torch.Tensor:
     grid = [s // p for s, p in zip(size, encoder["patch_size"], strict=True)]
-    return sincos_table(width, grid, encoder["axis_order"])[None].contiguous()
+    return sincos_table(width, grid, encoder["axis_order"], encoder["uniform_power"])[None].contiguous()
 
 
 def _kernel(encoder: Mapping[str, Any]) -> tuple[int, ...]:
