@@ -89,6 +89,17 @@ def count_parameters(module: nn.Module | None) -> int:
     return 0 if module is None else sum(p.numel() for p in module.parameters())
 
 
+class _ThereAndBack(nn.Module):
+    """Forward and backward pass as one call: blocks that are recomputed need their weights in the backward pass too."""
+
+    def __init__(self, model: JEPA) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: JepaBatch) -> None:
+        self.model(batch).loss.backward()
+
+
 def step_cost(
     recipe: Mapping[str, Any],
     drawn: Sequence[Masks | Motions],
@@ -117,12 +128,14 @@ def step_cost(
 
     with FakeTensorMode() as fake:
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-            weights[name] = torch.empty(tensor.shape, dtype=tensor.dtype).requires_grad_(tensor.requires_grad)
+            weights[f"model.{name}"] = torch.empty(tensor.shape, dtype=tensor.dtype).requires_grad_(
+                tensor.requires_grad
+            )
         batch = batch.apply(fake.from_tensor)
         counter = FlopCounterMode(display=False)
         autocast = torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bf16")
         with counter, autocast, saved_tensors_hooks(keep, lambda tensor: tensor):
-            functional_call(model, weights, (batch,)).loss.backward()
+            functional_call(_ThereAndBack(model), weights, (batch,))
     own = {id(tensor.untyped_storage()) for tensor in weights.values()}
     activations = sum(t.untyped_storage().nbytes() for storage, t in kept.items() if storage not in own)
     return Cost(counter.get_total_flops() / samples, activations / samples)
