@@ -1,4 +1,4 @@
-"""How fast maskers draw, against a plain loop over images and blocks, on one core: `python -m benchmarks.masks`.
+"""How fast maskers draw, against a plain loop over samples and blocks, on one core: `python -m benchmarks.masks`.
 
 Times are CPU seconds of this one-threaded process, so that other processes on the machine disturb them less. Each
 repeat times every row once; a ratio compares the two times of the same repeat. The conversion of maps to indices is
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from jepa.interfaces import Masker
-from jepa.maskers import MultiBlock, RandomPatches, Rasterized, SingleBlock
+from jepa.maskers import Causal, MultiBlock, MultiBlock3D, RandomPatches, RandomTubes, Rasterized, SingleBlock
 from jepa.types import Indices
 
 
@@ -44,7 +44,23 @@ def loop_over_images(batch_size: int, rows: int, columns: int) -> list[tuple[Ten
     return masks
 
 
-def draw(masker: Masker, batch_size: int, grid: tuple[int, int], generator: torch.Generator) -> None:
+def loop_over_clips(batch_size: int, steps: int, rows: int, columns: int) -> list[tuple[Tensor, Tensor]]:
+    """V-JEPA's two tasks in the same way: for each clip and task the indices of the context and of the targets."""
+    masks = []
+    for blocks, scale in ((8, 0.15), (2, 0.7)):
+        for _ in range(batch_size):
+            hidden = torch.zeros(steps, rows, columns, dtype=torch.bool)
+            for _ in range(blocks):
+                aspect = random.uniform(0.75, 1.5)
+                height = min(rows, round(math.sqrt(scale * rows * columns * aspect)))
+                width = min(columns, round(math.sqrt(scale * rows * columns / aspect)))
+                top, left = random.randint(0, rows - height), random.randint(0, columns - width)
+                hidden[:, top : top + height, left : left + width] = True
+            masks.append(((~hidden).flatten().nonzero(), hidden.flatten().nonzero()))
+    return masks
+
+
+def draw(masker: Masker, batch_size: int, grid: tuple[int, ...], generator: torch.Generator) -> None:
     for masks in masker.sample(batch_size, grid, generator):
         Indices.from_maps(masks.context)
         Indices.from_maps(masks.targets.flatten(0, 1))
@@ -61,20 +77,27 @@ def seconds(call: Callable[[], object], calls: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--grid", type=int, nargs=2, default=(16, 16))
+    parser.add_argument("--grid", type=int, nargs="+", default=(16, 16), help="rows and columns; time before them")
     parser.add_argument("--repeats", type=int, default=15)
     args = parser.parse_args()
     torch.set_num_threads(1)
 
     batch, grid, generator = args.batch, tuple(args.grid), torch.Generator().manual_seed(0)
-    maskers = {
+    pictures = {
         "MultiBlock()": MultiBlock(),
         "MultiBlock(compat=True)": MultiBlock(compat=True),
         "SingleBlock()": SingleBlock(),
         "Rasterized()": Rasterized(),
         "RandomPatches()": RandomPatches(),
     }
-    rows: dict[str, Callable[[], object]] = {"plain loop": lambda: loop_over_images(batch, *grid)}
+    clips = {
+        "MultiBlock3D()": MultiBlock3D(),
+        "MultiBlock3D(compat=True)": MultiBlock3D(compat=True),
+        "RandomTubes()": RandomTubes(),
+        "Causal()": Causal(),
+    }
+    maskers, loop = (pictures, loop_over_images) if len(grid) == 2 else (clips, loop_over_clips)
+    rows: dict[str, Callable[[], object]] = {"plain loop": lambda: loop(batch, *grid)}
     rows |= {name: lambda masker=masker: draw(masker, batch, grid, generator) for name, masker in maskers.items()}
     for call in rows.values():
         seconds(call, 3)
@@ -83,13 +106,14 @@ def main() -> None:
         for name, call in rows.items():
             times[name].append(seconds(call, 2 if name == "plain loop" else 50))
 
-    print(f"batch {batch}, grid {grid[0]}x{grid[1]}, one thread, torch {torch.__version__}, {args.repeats} repeats\n")
-    print(f"{'':24}{'images/s: min':>14}{'median':>10}{'max':>10}{'x loop: min':>14}{'median':>8}{'max':>8}")
+    size = "x".join(map(str, grid))
+    print(f"batch {batch}, grid {size}, one thread, torch {torch.__version__}, {args.repeats} repeats\n")
+    print(f"{'':26}{'samples/s: min':>14}{'median':>10}{'max':>10}{'x loop: min':>14}{'median':>8}{'max':>8}")
     for name, own in times.items():
         rates = [batch / t for t in own]
         ratios = [loop / t for loop, t in zip(times["plain loop"], own, strict=True)]
         print(
-            f"{name:24}{min(rates):14,.0f}{median(rates):10,.0f}{max(rates):10,.0f}"
+            f"{name:26}{min(rates):14,.0f}{median(rates):10,.0f}{max(rates):10,.0f}"
             f"{min(ratios):14.1f}{median(ratios):8.1f}{max(ratios):8.1f}"
         )
 

@@ -37,7 +37,7 @@ def test_extending_page_runs_as_printed(workshop: Path) -> None:
             (workshop / name[1]).write_text(text)
         elif language == "bash":
             commands += [line for line in text.splitlines() if line]
-    assert len(commands) == 3
+    assert len(commands) == 4
     for command in commands:
         python, flag, module, *arguments = shlex.split(command)
         assert (python, flag, module) == ("python", "-m", "jepa.run")

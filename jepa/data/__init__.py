@@ -10,6 +10,7 @@ from jepa.data.mixture import Mixture
 from jepa.data.moving_shapes import MovingShapes
 from jepa.data.normalize import Normalize
 from jepa.data.shapes import Shapes
+from jepa.data.stills import stills
 from jepa.data.transforms import center_crop, random_resized_crop
 from jepa.data.videos import Videos
 from jepa.data.views import Saccades, Views
@@ -35,5 +36,6 @@ __all__ = [
     "loader",
     "random_resized_crop",
     "side_crops",
+    "stills",
     "two_views",
 ]
