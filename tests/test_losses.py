@@ -183,7 +183,7 @@ def both() -> tuple[Tensor, Tensor]:
 
 def test_two_processes_have_the_gradients_of_the_global_batch(tmp_path: Path) -> None:
     """Each process is handed its own share, times two: DDP halves it."""
-    mp.start_processes(work, (str(tmp_path),), nprocs=2, start_method="fork")  # no second import of torch
+    mp.start_processes(work, (str(tmp_path),), nprocs=2, start_method="spawn")  # autograd cannot be forked
     shares = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     whole = gradients(*(x.requires_grad_() for x in both()))
     for number, expected in enumerate(whole[:-1]):

@@ -17,7 +17,7 @@ from jepa.metrics import read_metrics
 from jepa.report.page import ReportSettings, write_report
 from jepa.types import JepaBatch, Task, View
 from tests.conftest import Ran
-from tests.tiny import TINY, losses, weights
+from tests.tiny import TINY, TINY_BUT_TARGET, losses, weights
 
 Run = Callable[..., Ran]
 
@@ -85,11 +85,7 @@ def test_a_frozen_teacher_is_loaded_once(tmp_path: Path, jepa_run: Run) -> None:
     teacher = tmp_path / "teacher" / "checkpoints" / "step_00000004" / "model.safetensors"
     assert jepa_run(*TINY, "train.watch_every=null", f"run_dir={tmp_path / 'teacher'}").status == 0
     salt = ["target._target_=jepa.targets.Frozen", f"target.weights={teacher}", "seed=1"]
-    command = [
-        *(argument for argument in TINY if not argument.startswith("target")),
-        *salt,
-        f"run_dir={tmp_path / 'student'}",
-    ]
+    command = [*TINY_BUT_TARGET, *salt, f"run_dir={tmp_path / 'student'}"]
     ran = jepa_run(*command)
     assert ran.status == 0, ran.err
     taught, student = weights(tmp_path / "teacher"), weights(tmp_path / "student")

@@ -118,7 +118,6 @@ def test_every_recipe_has_the_promised_keys() -> None:
         ("train.precision=bf16", ("train", "precision"), "bf16"),
         ("train.trackers=[tensorboard]", ("train", "trackers"), ["tensorboard"]),
         ("data=digits", ("data", "dataset", "_target_"), "jepa.data.Digits"),
-        ("target._target_=jepa.targets.StopGradient", ("target",), {"_target_": "jepa.targets.StopGradient"}),
     ],
 )
 def test_any_key_can_be_overridden(argument: str, path: tuple[str, ...], value: object) -> None:
@@ -126,6 +125,11 @@ def test_any_key_can_be_overridden(argument: str, path: tuple[str, ...], value: 
     for key in path:
         found = found[key]
     assert found == value
+
+
+def test_a_target_replaces_another_with_all_its_keys() -> None:
+    recipe = recipes.load_recipe(["recipe=ijepa_tiny", "target._target_=jepa.targets.StopGradient"])
+    assert recipe["target"] == {"_target_": "jepa.targets.StopGradient"}
 
 
 def test_a_group_replaces_a_part() -> None:

@@ -30,6 +30,8 @@ TINY = (
     "train.log_every=1",
 )
 
+TINY_BUT_TARGET = tuple(argument for argument in TINY if not argument.startswith("target"))  # for another target
+
 
 def losses(run_dir: Path) -> dict[int, float]:
     """Loss of each logged step; a step that is logged twice is an error."""
