@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import struct
 from bisect import bisect_left, bisect_right, insort
 from collections import defaultdict
@@ -22,6 +21,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 from torch import Tensor
 
+from jepa.data.container import kinds, opened
 from jepa.data.sampling import Clock, Sampling
 from jepa.types import UnreadableSample
 
@@ -47,48 +47,9 @@ def read_clip(path: Path, name: str, sampling: Sampling, place: float, *, min_si
     Raises:
         UnreadableSample: the file is missing, damaged, cut off, not a video, or too short for `short="skip"`.
     """
-    try:
-        with open(path, "rb") as file:
-            head, size = file.read(64), os.fstat(file.fileno()).st_size
-    except OSError as error:
-        raise UnreadableSample(name, error.strerror or str(error)) from error
-    if not size:
-        raise UnreadableSample(name, "empty file")
-    if (end := _end(head)) > size + 1:  # some leave out a last byte of padding
-        raise UnreadableSample(name, f"cut off: {size} bytes of {end}")
-    try:
-        # as "file:", since libav would take a name with a colon for an address
-        container = av.open(f"file:{path}", options={"protocol_whitelist": "file"}, metadata_errors="ignore")
-    except av.FFmpegError as error:
-        raise UnreadableSample(
-            name, f"cut off, damaged or not a video of a known kind ({error.strerror}), starts with {head[:12]!r}"
-        ) from error
-    with container:
-        try:
-            frames = _Reader(container, name, size, sampling).clip(place, min_side)
-        except av.FFmpegError as error:
-            raise UnreadableSample(name, f"damaged: {error.strerror}") from error
+    with opened(path, name, "video") as (container, size):
+        frames = _Reader(container, name, size, sampling).clip(place, min_side)
     return torch.from_numpy(frames).permute(3, 0, 1, 2)
-
-
-def _end(head: bytes) -> int:
-    """Bytes of a whole AVI or Matroska file, which say so in their first ones; 0 where that is unknown."""
-    if head.startswith(b"RIFF"):
-        return 8 + int.from_bytes(head[4:8], "little")
-    if not head.startswith(b"\x1aE\xdf\xa3"):
-        return 0
-    at, size = _ebml_size(head, 4)
-    if head[at + size : at + size + 4] != b"\x18S\x80g":  # the segment, which is the rest of the file
-        return 0
-    at, size = _ebml_size(head, at + size + 4)
-    return at + size
-
-
-def _ebml_size(head: bytes, at: int) -> tuple[int, int]:
-    """(where it ends, its value) of the size of an element (RFC 8794, section 4); 0 for unknown."""
-    length = 9 - head[at].bit_length() if at < len(head) and head[at] else 1
-    value = int.from_bytes(head[at : at + length], "big") & (1 << 7 * length) - 1
-    return at + length, value if value < (1 << 7 * length) - 1 else 0
 
 
 class _Reader:
@@ -146,10 +107,7 @@ class _Reader:
         for stream in self.container.streams.video:
             if not stream.disposition & Disposition.attached_pic:  # the cover of a record
                 return stream
-        others = sorted({stream.type for stream in self.container.streams})
-        raise UnreadableSample(
-            self.name, f"no video in it, {'only ' * bool(others)}{' and '.join(others) or 'nor anything else'}"
-        )
+        raise UnreadableSample(self.name, f"no video in it, {kinds(self.container)}")
 
     def _length(self) -> float:
         """What the file says; 0 where it says nothing."""

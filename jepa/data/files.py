@@ -11,6 +11,8 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from jepa.data.base import DataError, fingerprint_of
 
@@ -21,7 +23,8 @@ class Files:
     """The files of a dataset in their order, and a table of their labels.
 
     If every file lies in one of at least two folders directly below the root, `label` is that folder. With a list, the
-    labels are its columns: text and whole numbers are classes (numbers count from 0), other numbers quantities.
+    labels are its columns: text and whole numbers are classes (numbers count from 0), other numbers quantities, and
+    text with `;` names any number of classes ("dog;rain").
 
     Args:
         root: the folder.
@@ -58,7 +61,8 @@ class Files:
         self.label_names: dict[str, list[str] | None] = {}
         for name, column in columns.items():
             try:
-                self._labels[name], self.label_names[name] = numbers_of(column)
+                read = sets_of if any(";" in text for text in column) else numbers_of
+                self._labels[name], self.label_names[name] = read(column)
             except DataError as error:
                 raise DataError(f"label {name!r} of {source}: {error}") from error
         self._listed = list_file is not None
@@ -70,9 +74,12 @@ class Files:
         """Path of file `i`, relative to the root."""
         return os.fsdecode(bytes(self._names[i]))
 
-    def labels(self, i: int) -> dict[str, int | float]:
-        """Labels of file `i`: numbers of classes, and quantities."""
-        return {name: column[i].item() for name, column in self._labels.items()}
+    def labels(self, i: int) -> dict[str, int | float | Tensor]:
+        """Labels of file `i`: numbers of classes, quantities, and zeros and ones (K,) for any of K classes."""
+        return {
+            name: column[i].item() if column.ndim == 1 else torch.from_numpy(column[i].astype(np.int64))
+            for name, column in self._labels.items()
+        }
 
     @cached_property
     def fingerprint(self) -> str:
@@ -237,3 +244,20 @@ def numbers_of(labels: Sequence[str]) -> tuple[np.ndarray, list[str] | None]:
             f"write quantities with a decimal point"
         )
     return numbers.astype(np.int64), [str(code) for code in range(int(numbers.max()) + 1)]
+
+
+def sets_of(labels: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+    """Labels "a;b" as zeros and ones (N, K), and the names of the K classes, sorted.
+
+    Raises:
+        DataError: there is no class, or one class only.
+    """
+    sets = [{part.strip() for part in text.split(";")} - {""} for text in labels]
+    classes = sorted(set().union(*sets))
+    if len(classes) < 2:
+        raise DataError(f"{len(classes)} classes between the `;`, need at least two")
+    column = {name: k for k, name in enumerate(classes)}
+    table = np.zeros((len(sets), len(classes)), np.uint8)
+    for row, names in enumerate(sets):
+        table[row, [column[name] for name in names]] = 1
+    return table, classes

@@ -17,11 +17,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from jepa.data.base import DataError
 from jepa.data.moving_shapes import MovingShapes
 from jepa.data.moving_shapes.files import write_files
+from jepa.data.rendered import command
 
 
 class Settings(BaseModel):
@@ -35,29 +35,13 @@ class Settings(BaseModel):
     seed: int = 0
 
 
+def write(settings: Settings, folder: Path) -> str:
+    dataset = MovingShapes(settings.count, settings.size, settings.frames, settings.seed, settings.split)
+    return f"{len(dataset)} clips: {write_files(dataset, folder, settings.fps)}"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if not arguments or any(argument in ("-h", "--help") for argument in arguments):
-        print(__doc__)
-        return 0
-    folder, *pairs = arguments
-    try:
-        if "=" in folder or not all("=" in pair for pair in pairs):
-            raise DataError("give a folder first, then key=value")
-        settings = Settings.model_validate(dict(pair.split("=", 1) for pair in pairs))
-        dataset = MovingShapes(settings.count, settings.size, settings.frames, settings.seed, settings.split)
-        listed = write_files(dataset, Path(folder).expanduser(), settings.fps)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        keys = ", ".join(Settings.model_fields)
-        print(f"error: {key}={first['input']}: {first['msg']}; the keys are {keys}", file=sys.stderr)
-        return 1
-    except (DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"{len(dataset)} clips: {listed}")
-    return 0
+    return command(__doc__, Settings, write, arguments)
 
 
 if __name__ == "__main__":

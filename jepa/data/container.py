@@ -1,0 +1,77 @@
+"""Media files, opened with every precaution: what clips and sounds share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import av
+from av.container import InputContainer
+
+from jepa.types import UnreadableSample
+
+UNKNOWN_SIZE = 2**32 - 1  # in a RIFF header: written by a program that could not go back to its start
+
+
+@contextmanager
+def opened(path: Path, name: str, what: str) -> Iterator[tuple[InputContainer, int]]:
+    """The container of a media file and its size in bytes. What libav complains about inside is a damaged file.
+
+    Args:
+        path: the file.
+        name: what to call it in an error.
+        what: it should be, for the error: "video".
+
+    Raises:
+        UnreadableSample: the file is missing, empty, cut off, damaged or of no known kind.
+    """
+    try:
+        with open(path, "rb") as file:
+            head, size = file.read(64), os.fstat(file.fileno()).st_size
+    except OSError as error:
+        raise UnreadableSample(name, error.strerror or str(error)) from error
+    if not size:
+        raise UnreadableSample(name, "empty file")
+    if (end := _end(head)) > size + 1:  # some leave out a last byte of padding
+        raise UnreadableSample(name, f"cut off: {size} bytes of {end}")
+    try:
+        # as "file:", since libav would take a name with a colon for an address
+        container = av.open(f"file:{path}", options={"protocol_whitelist": "file"}, metadata_errors="ignore")
+    except av.FFmpegError as error:
+        raise UnreadableSample(
+            name, f"cut off, damaged or not a {what} of a known kind ({error.strerror}), starts with {head[:12]!r}"
+        ) from error
+    with container:
+        try:
+            yield container, size
+        except av.FFmpegError as error:
+            raise UnreadableSample(name, f"damaged: {error.strerror}") from error
+
+
+def kinds(container: InputContainer) -> str:
+    """What a file without the stream that is looked for holds, for messages."""
+    found = sorted({stream.type for stream in container.streams})
+    return f"{'only ' * bool(found)}{' and '.join(found) or 'nor anything else'}"
+
+
+def _end(head: bytes) -> int:
+    """Bytes of a whole RIFF (AVI, WAV) or Matroska file, which say so in their first ones; 0 where that is unknown."""
+    if head.startswith(b"RIFF"):
+        size = int.from_bytes(head[4:8], "little")
+        return 8 + size if size < UNKNOWN_SIZE else 0
+    if not head.startswith(b"\x1aE\xdf\xa3"):
+        return 0
+    at, size = _ebml_size(head, 4)
+    if head[at + size : at + size + 4] != b"\x18S\x80g":  # the segment, which is the rest of the file
+        return 0
+    at, size = _ebml_size(head, at + size + 4)
+    return at + size
+
+
+def _ebml_size(head: bytes, at: int) -> tuple[int, int]:
+    """(where it ends, its value) of the size of an element (RFC 8794, section 4); 0 for unknown."""
+    length = 9 - head[at].bit_length() if at < len(head) and head[at] else 1
+    value = int.from_bytes(head[at : at + length], "big") & (1 << 7 * length) - 1
+    return at + length, value if value < (1 << 7 * length) - 1 else 0

@@ -1,0 +1,244 @@
+"""Crops of sound files, and of the sound tracks of videos, as waveforms (C, samples)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from math import gcd
+from pathlib import Path
+from typing import Literal, get_args
+
+import av
+import numpy as np
+import torch
+from av.audio.frame import AudioFrame
+from av.audio.stream import AudioStream
+from av.container import InputContainer
+from av.packet import Packet
+from torch import Tensor
+from torchaudio.transforms import Resample
+
+from jepa.data.base import DataError
+from jepa.data.container import kinds, opened
+from jepa.types import UnreadableSample
+
+Short = Literal["pad", "loop", "skip"]
+PREROLL = 0.5  # seconds decoded before a crop: Opus asks for 0.08 (RFC 7845, 4.6), MP3's reservoir reaches back 0.3
+LOOK_BACK = (0, 1, 8)  # seconds: some demuxers seek to a packet after the time asked for
+NO_PREROLL = ("pcm_", "flac", "alac")  # decoders whose packets stand alone
+GUESSES = ("mp3", "aac", "ac3", "eac3", "dts", "amr", "mpeg", "mpegts", "avi")  # of length, or place after a seek
+FILTER = 64  # samples of the lower rate: safely more than the resampling filter reaches to both sides
+LARGEST_FILTER = 2**24  # weights of a resampler: rates without a common divisor would need gigabytes
+MISSING = 0.1  # seconds: files may say that they are so much longer than they are
+RANGE = {"u1": (128, 128), "i2": (0, 2**15), "i4": (0, 2**31), "i8": (0, 2**63)}  # silence and full scale
+
+
+@dataclass(frozen=True)
+class Excerpt:
+    """What is taken from each recording.
+
+    Attributes:
+        rate: samples per second; recordings of another rate are resampled.
+        samples: of a crop.
+        channels: 1 mixes all channels (their mean); else recordings must have as many, or one, which is repeated.
+        short: a recording shorter than a crop is followed by silence (pad), starts again (loop) or is refused (skip).
+        silence: crops whose largest sample is below so many decibels of full scale are unreadable; None: none are.
+
+    Raises:
+        DataError: a value is out of its range.
+    """
+
+    rate: int
+    samples: int
+    channels: int = 1
+    short: Short = "pad"
+    silence: float | None = -60.0
+
+    def __post_init__(self) -> None:
+        if min(self.rate, self.samples, self.channels) < 1 or self.short not in get_args(Short):
+            raise DataError(
+                f"need rate, samples and channels >= 1 and short one of {', '.join(get_args(Short))}; "
+                f"got {self.rate}, {self.samples}, {self.channels} and {self.short!r}"
+            )
+
+    @property
+    def seconds(self) -> float:
+        return self.samples / self.rate
+
+
+def read_sound(path: Path, name: str, excerpt: Excerpt, place: float) -> Tensor:
+    """A crop of a recording, or of a video's first sound track, as float32 (C, samples); full scale is 1.
+
+    It is a part of what decoding and resampling the whole file would give, sample by sample. Only the crop and what its
+    decoder needs before it are decoded: after a seek, or, for kinds of files that do not say where a seek ends (MP3,
+    bare AAC), after reading past the packets before it. In Matroska files places are known to a millisecond only.
+
+    torchaudio resamples: its filter is finite and has no state, so that a crop equals a part of the whole, which
+    libav's resampler does not promise, and it is as fast.
+
+    Args:
+        path: the file.
+        name: what to call it in an error.
+        excerpt: rate, length and channels.
+        place: of the crop, 0 at the start of the recording to 1 at its end.
+
+    Raises:
+        UnreadableSample: the file is missing, damaged, cut off, without sound, silent there, or too short for
+            `short="skip"`.
+    """
+    with opened(path, name, "sound file") as (container, _):
+        x = _Reader(container, name, excerpt.rate).crop(excerpt, place)
+    return checked(x, excerpt.silence, name)
+
+
+def checked(x: Tensor, silence: float | None, name: str) -> Tensor:
+    """The waveform itself, unless it is of no use.
+
+    Raises:
+        UnreadableSample: it is silent, or holds NaN.
+    """
+    peak = float(x.abs().max())  # NaN if there is one
+    if not peak < float("inf"):
+        raise UnreadableSample(name, "holds samples that are not finite")
+    if silence is not None and peak < 10 ** (silence / 20):
+        raise UnreadableSample(name, f"silent: no sample of the crop is above {silence:g} dB of full scale")
+    return x
+
+
+class _Reader:
+    """One crop of an open file. Seconds begin with the first sample that decoding from the start gives."""
+
+    def __init__(self, container: InputContainer, name: str, rate: int) -> None:
+        if not container.streams.audio:
+            raise UnreadableSample(name, f"no sound in it, {kinds(container)}")
+        self.container, self.name, self.target_rate = container, name, rate
+        self.stream: AudioStream = container.streams.audio[0]
+        self.stream.thread_type = "NONE"  # data workers run in parallel
+        if not self.stream.time_base or not self.stream.rate:
+            raise UnreadableSample(name, "its sound has no times")
+        self.tick = float(self.stream.time_base)  # seconds
+        self.origin = self.stream.start_time or 0
+        self.rate = self.stream.rate  # until frames say otherwise: that of AAC may be half of what is decoded
+        guesses = any(kind in GUESSES for kind in container.format.name.split(","))
+        self.packets = list(container.demux(self.stream)) if guesses or not self._said() else None
+
+    def crop(self, excerpt: Excerpt, place: float) -> Tensor:
+        length = self._length()
+        room = length - excerpt.seconds
+        if room < -0.5 / excerpt.rate and excerpt.short == "skip":
+            raise UnreadableSample(self.name, f"{length:.2f} s are too short for a crop of {excerpt.seconds:g} s")
+        first = round(place * max(room, 0) * excerpt.rate)
+        count = min(excerpt.samples, round(length * excerpt.rate))
+        margin = 1 / gcd(self.rate, excerpt.rate) + FILTER / min(self.rate, excerpt.rate)
+        x, start = self._decode(first / excerpt.rate - margin, (first + count) / excerpt.rate + margin)
+        piece = self._resampled(self._mixed(x, excerpt.channels), start, first, count)
+        if (got := piece.shape[1]) < max(1, count - MISSING * excerpt.rate):
+            end = (first + got) / excerpt.rate
+            raise UnreadableSample(self.name, f"cut off or damaged: its sound ends after {end:.2f} of {length:.2f} s")
+        if excerpt.short == "loop" and room < 0:
+            piece = piece.repeat(1, -(-excerpt.samples // got))[:, : excerpt.samples]
+        return torch.nn.functional.pad(piece, (0, excerpt.samples - piece.shape[1]))
+
+    def _said(self) -> int | None:
+        return self.stream.duration or self.container.duration
+
+    def _length(self) -> float:
+        """Seconds of the sound."""
+        if self.packets is not None:
+            ends = [packet.pts + (packet.duration or 0) for packet in self.packets if packet.pts is not None]
+            length = (max(ends, default=0) - self.origin) * self.tick
+        elif self.stream.duration:
+            length = self.stream.duration * self.tick
+        else:
+            length = (self.container.duration or 0) / av.time_base
+        if length * self.target_rate < 1:
+            raise UnreadableSample(self.name, "no samples in it")
+        return length
+
+    def _decode(self, begin: float, end: float) -> tuple[Tensor, int]:
+        """(all channels, samples) from `begin` seconds or earlier to `end` or later, and the number of the first."""
+        alone = self.stream.codec_context.name.startswith(NO_PREROLL)
+        for packets in self._from(begin - (0 if alone else PREROLL)):
+            parts: list[np.ndarray] = []
+            start, at = -1, -1  # numbers of the first sample that is kept, and of the next one
+            for frame in self._frames(packets):
+                if at < 0:
+                    self.rate = frame.sample_rate
+                    at = max(0, round(((frame.pts or 0) - self.origin) * self.tick * self.rate))
+                    if at > max(0, begin * self.rate):
+                        break  # too late
+                at += frame.samples
+                if at > begin * self.rate:
+                    start = at - frame.samples if start < 0 else start
+                    parts.append(self._values(frame))
+                if at >= end * self.rate:
+                    break
+            if parts:
+                break
+        else:
+            raise UnreadableSample(self.name, f"cut off or damaged: no sound at {max(0, begin):.2f} s")
+        x = np.concatenate(parts, axis=1)
+        if x.dtype.kind != "f":
+            middle, scale = RANGE[x.dtype.str[1:]]
+            x = (x.astype(np.float32) - np.float32(middle)) / np.float32(scale)
+        return torch.from_numpy(x.astype(np.float32, copy=False)), start
+
+    def _from(self, begin: float) -> Iterator[Iterator[Packet]]:
+        """Packets from `begin` seconds on, or from further back if that turns out to be too late."""
+        time = self.origin + begin / self.tick
+        if self.packets is not None:
+            known = [packet.pts is None or packet.pts + (packet.duration or 0) > time for packet in self.packets]
+            self.stream.codec_context.flush_buffers()
+            yield iter(self.packets[known.index(True) if begin > 0 else 0 :])
+            return
+        for back in LOOK_BACK:
+            if begin > back and self._seek(time - back / self.tick):
+                yield self.container.demux(self.stream)
+        if begin <= 0 or self._seek(self.origin):
+            yield self.container.demux(self.stream)
+
+    def _seek(self, time: float) -> bool:
+        try:
+            self.container.seek(int(time), stream=self.stream)
+        except av.FFmpegError:
+            return False
+        return True
+
+    def _frames(self, packets: Iterator[Packet]) -> Iterator[AudioFrame]:
+        for packet in packets:
+            if packet.is_corrupt:
+                raise UnreadableSample(self.name, "damaged")
+            for frame in self.stream.decode(packet):
+                if frame.is_corrupt:
+                    raise UnreadableSample(self.name, "damaged")
+                yield frame
+
+    def _values(self, frame: AudioFrame) -> np.ndarray:
+        """(all channels, samples) of a frame, as they are stored."""
+        values = frame.to_ndarray()
+        return values if frame.format.is_planar else values.reshape(-1, frame.layout.nb_channels).T
+
+    def _mixed(self, x: Tensor, channels: int) -> Tensor:
+        if channels == 1:
+            return x.mean(0, keepdim=True)
+        if len(x) not in (1, channels):
+            raise UnreadableSample(self.name, f"{len(x)} channels, neither 1 nor {channels}")
+        return x.expand(channels, -1)
+
+    def _resampled(self, x: Tensor, start: int, first: int, count: int) -> Tensor:
+        """`count` samples from number `first` on at the target rate, of source samples from number `start` on."""
+        common = gcd(self.rate, self.target_rate)
+        source, target = self.rate // common, self.target_rate // common  # so many samples become so many
+        if source != target:
+            if source * target > LARGEST_FILTER:
+                raise UnreadableSample(self.name, f"no practical filter from {self.rate} to {self.target_rate} Hz")
+            block = -(-start // source)
+            x = _resampler(source, target)(x[:, block * source - start :])
+            start = block * target
+        return x[:, first - start : first - start + count]
+
+
+@lru_cache(maxsize=16)
+def _resampler(source: int, target: int) -> Resample:
+    return Resample(source, target)

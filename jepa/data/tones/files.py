@@ -1,0 +1,52 @@
+"""Labelled sounds as WAV, FLAC or Opus files and a list of them."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import av
+from torch import Tensor
+
+from jepa.data.base import DataError, SampleDataset
+from jepa.data.rendered import write_labelled
+
+CODECS = {"wav": "pcm_s16le", "flac": "flac", "opus": "libopus"}
+OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
+
+
+def write_files(dataset: SampleDataset, folder: Path, rate: int, kind: str = "wav") -> Path:
+    """Sounds of 16 bits as files 000000.wav, ... and, when all are there, a list of them with their labels.
+
+    Args:
+        dataset: of waveforms (C, samples) in -1..1, of one or two channels.
+        folder: made if it is missing.
+        rate: samples per second.
+        kind: wav, flac or opus.
+
+    Returns:
+        The list, for `Audio(folder, rate, seconds, list_file="labels.csv")`.
+
+    Raises:
+        DataError: no such kind, or a rate that it cannot have.
+    """
+    if kind not in CODECS or (kind == "opus" and rate not in OPUS_RATES):
+        raise DataError(
+            f"need kind {', '.join(CODECS)} (opus: rate {', '.join(map(str, OPUS_RATES))}); got {kind!r} at {rate}"
+        )
+    form = "{:06}." + kind
+    return write_labelled(dataset, folder, form, partial(encode, rate=rate, codec=CODECS[kind]))
+
+
+def encode(path: Path, x: Tensor, rate: int, codec: str) -> None:
+    """Write a waveform (C, samples) in -1..1 as one sound track."""
+    layout = "mono" if len(x) == 1 else "stereo"
+    samples = (x.clamp(-1, 1) * (2**15 - 1)).round().short().T.contiguous().numpy().reshape(1, -1)
+    frame = av.AudioFrame.from_ndarray(samples, format="s16", layout=layout)
+    frame.sample_rate, frame.pts = rate, 0
+    with av.open(path, "w") as container:
+        stream = container.add_stream(codec, rate=rate, layout=layout)
+        cut = av.AudioResampler(stream.format.name, layout, rate, frame_size=stream.frame_size or None)
+        for part in [*cut.resample(frame), *cut.resample(None)]:
+            container.mux(stream.encode(part))
+        container.mux(stream.encode(None))
