@@ -18,7 +18,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from functools import lru_cache
-from math import prod
+from math import isqrt, prod
 from typing import Any
 
 import torch
@@ -34,7 +34,7 @@ from jepa.data.base import DataError
 from jepa.data.batches import collate
 from jepa.loading import Pretrained
 from jepa.metrics import MetricsError
-from jepa.pictures import enlarge, frame_width, heat, outline, to_image, to_rgb
+from jepa.pictures import enlarge, frame_width, heat, outline, strip, to_image, to_rgb
 from jepa.probes.attention_maps import attention_layers, attention_weights
 from jepa.probes.neighbours import centred, nearest
 from jepa.recipe import parse
@@ -84,18 +84,21 @@ class Explorer:
             tokens, _ = encode(pretrained, self.x, keep, bar.update)
         self.content, _ = centred(tokens)
         self.rgb = to_rgb(self.x)
-        self.cells = enlarge(torch.arange(prod(self.grid)).view(self.grid), self.x.shape[2:])  # (H, W)
-        self.zoom = max(1, round(TALL / self.rgb.shape[-2]))
+        self.cells = enlarge(torch.arange(prod(self.grid)).view(self.grid), self.x.shape[2:])  # ([T,] H, W)
+        count = self.rgb.shape[2] if self.rgb.ndim == 5 else 1
+        self.rows = next(rows for rows in range(isqrt(count), 0, -1) if count % rows == 0)  # of frames, to click on
+        self.places = strip(self.cells[None], self.rows)[0]
+        self.zoom = max(1, round(TALL / len(self.places)))
         self._weights = lru_cache(maxsize=4)(self._attention)  # of few samples: all layers of a large one are heavy
 
     def picture(self, sample: int, cell: int) -> Image.Image:
-        """The sample with a frame around the cell, enlarged by `zoom`."""
-        image = to_image(self._framed(sample, cell))
+        """The sample with a frame around the cell, enlarged by `zoom`; of a clip all frames, in rows."""
+        image = to_image(strip(self._framed(sample, cell), self.rows))
         return image.resize((image.width * self.zoom, image.height * self.zoom), Image.Resampling.NEAREST)
 
     def cell_at(self, x: int, y: int) -> int:
         """The cell at a pixel of `picture`."""
-        return int(self.cells[y // self.zoom, x // self.zoom])
+        return int(self.places[y // self.zoom, x // self.zoom])
 
     def place(self, sample: int, cell: int) -> str:
         """A cell in words."""

@@ -1,11 +1,12 @@
 """Pictures of samples, of masks, and of what a model makes of them, on grids of one to three axes.
 
-Only `planar` knows how many axes there are; everything else works along however many it is given.
+A picture is (3, H, W), or (3, T, H, W) if it moves. Only `frames` knows how many axes an input has; everything else
+works along however many it is given.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 
 import numpy as np
@@ -19,14 +20,15 @@ from jepa.types import Indices, JepaBatch, Task
 TARGET, MARGIN = (234, 88, 12), 6
 HIDDEN = 0.18  # brightness of what an encoder does not see
 BAND = 8  # length over height of the band that shows one axis
+SIDE, STRIP, CLIPS = 96, 8, 2  # of a sheet: pixels of a picture, frames of a strip, and clips of each task
 # a dark-to-bright scale that is even to the eye and to the colour-blind: inferno (Smith & van der Walt), every eighth
 HEAT = ((0, 0, 4), (31, 12, 72), (85, 15, 109), (136, 34, 106), (186, 54, 85), (227, 89, 51), (249, 140, 10), (252, 255, 164))  # fmt: skip # noqa: E501
 
 
-def planar(x: Tensor, axes: int) -> Tensor:
-    """Lay the last `axes` axes out on a plane: (..., *size) -> (..., H, W).
+def frames(x: Tensor, axes: int) -> Tensor:
+    """Lay the last `axes` axes out as pictures: (..., *size) -> (..., [T,] H, W).
 
-    One axis becomes a band; of three the first, time, runs from left to right, frame after frame.
+    One axis becomes a band; of three the first (the time of a clip) is that along which a picture moves.
 
     Raises:
         ValueError: there is no picture of so many axes.
@@ -34,47 +36,62 @@ def planar(x: Tensor, axes: int) -> Tensor:
     if axes == 1:
         length = x.shape[-1]
         return x[..., None, :].expand(*x.shape[:-1], max(1, length // BAND), length)
-    if axes == 2:
+    if axes in (2, 3):
         return x
-    if axes == 3:
-        return x.movedim(-3, -2).flatten(-2)
     raise ValueError(f"pictures show one to three axes, not {axes}")
 
 
+def few(picture: Tensor, most: int) -> Tensor:
+    """At most so many frames of a moving picture (C, T, H, W), evenly from the first to the last."""
+    count = picture.shape[1]
+    return picture[:, torch.linspace(0, count - 1, most).round().long()] if count > most else picture
+
+
+def strip(picture: Tensor, rows: int = 1) -> Tensor:
+    """The frames of a moving picture (C, T, H, W) side by side, in rows of equal length: (C, rows * H, T / rows * W).
+
+    A still one is returned as it is.
+    """
+    if picture.ndim == 3:
+        return picture
+    return picture.unflatten(1, (rows, -1)).movedim(3, 2).flatten(3).flatten(1, 2)
+
+
 def to_rgb(x: Tensor) -> Tensor:
-    """(B, C, *size) -> (B, 3, H, W) in [0, 1]: bytes as they are, other numbers stretched for each sample.
+    """(B, C, *size) -> pictures (B, 3, [T,] H, W) in [0, 1]: bytes as they are, other numbers stretched by sample.
 
     Of more than three channels the first three are shown, of two the first.
     """
     x = x.detach().cpu()
     whole = x.dtype == torch.uint8
-    x = planar(x.float(), x.ndim - 2)
-    x = x[:, :3] if x.shape[1] >= 3 else x[:, :1].expand(-1, 3, -1, -1)
+    x = frames(x.float(), x.ndim - 2)
+    x = x[:, :3] if x.shape[1] >= 3 else x[:, :1].expand(-1, 3, *x.shape[2:])
     if whole:
         return x / 255
-    low, high = x.amin((1, 2, 3), keepdim=True), x.amax((1, 2, 3), keepdim=True)
+    inner = tuple(range(1, x.ndim))
+    low, high = x.amin(inner, keepdim=True), x.amax(inner, keepdim=True)
     return (x - low) / (high - low).clamp_min(1e-6)
 
 
 def enlarge(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Values on a grid, (..., *grid), over the pixels of an input of that size: (..., H, W)."""
+    """Values on a grid, (..., *grid), over the pixels of an input of that size: (..., [T,] H, W)."""
     first = maps.ndim - len(size)
     for axis, side in enumerate(size, start=first):
         cells = maps.shape[axis]
         maps = maps.index_select(axis, torch.arange(side, device=maps.device) * cells // side)
-    return planar(maps, len(size))
+    return frames(maps, len(size))
 
 
 def shade(picture: Tensor, seen: Tensor) -> Tensor:
-    """Darken what is not seen: (3, H, W), (H, W) -> (3, H, W)."""
+    """Darken what is not seen: (3, [T,] H, W), ([T,] H, W) -> (3, [T,] H, W)."""
     return torch.where(seen, picture, picture * HIDDEN)
 
 
 def outline(picture: Tensor, block: Tensor, width: int = 1) -> Tensor:
-    """A frame in the target colour just inside a block: (3, H, W), (H, W) -> (3, H, W)."""
-    edged = F.pad(block[None, None].float(), [width] * 4)  # what lies outside the picture is no part of the block
-    inner = -F.max_pool2d(-edged, 2 * width + 1, stride=1)[0, 0] > 0
-    return torch.where(block & ~inner, _colour(TARGET), picture)
+    """A frame in the target colour just inside a block, at each time: (3, [T,] H, W), ([T,] H, W) -> (3, [T,] H, W)."""
+    edged = F.pad(block[None].float(), [width] * 4)  # what lies outside the picture is no part of the block
+    inner = -F.max_pool2d(-edged, 2 * width + 1, stride=1)[0] > 0
+    return torch.where(block & ~inner, _target_colour(picture.ndim), picture)
 
 
 def frame_width(size: Sequence[int]) -> int:
@@ -83,7 +100,7 @@ def frame_width(size: Sequence[int]) -> int:
 
 
 def heat(picture: Tensor, values: Tensor) -> Tensor:
-    """`values` (H, W), from their least to their largest, as colours over a grey picture: (3, H, W) -> (3, H, W)."""
+    """`values` ([T,] H, W), from their least to their largest, as colours over a grey picture (3, [T,] H, W)."""
     low, high = values.min(), values.max()
     scaled = (values - low) / (high - low).clamp_min(1e-12) * (len(HEAT) - 1)
     table = torch.tensor(HEAT) / 255
@@ -124,7 +141,7 @@ def crop(x: Tensor, cells: Tensor) -> Tensor:
 
 
 def task_pictures(batch: JepaBatch, task: Task, samples: int) -> list[dict[str, Tensor]]:
-    """For each of the first samples, pictures (3, H, W) by title: what the target encoder sees, what the context
+    """For each of the first samples, pictures by title: what the target encoder sees, what the context
     encoder sees, what the predictor is asked, and each target set. A motion or action is written in the title.
 
     Args:
@@ -155,31 +172,56 @@ def task_pictures(batch: JepaBatch, task: Task, samples: int) -> list[dict[str, 
 
 
 def asked(context: Tensor, blocks: Tensor, width: int) -> Tensor:
-    """The context with the target sets (M, H, W) marked: what a predictor is given, where to look and no more."""
-    picture = torch.where(blocks.any(0), torch.lerp(context, _colour(TARGET), 0.35), context)
+    """The context with the target sets (M, [T,] H, W) marked: what a predictor is given, where to look and no more."""
+    picture = torch.where(blocks.any(0), torch.lerp(context, _target_colour(context.ndim), 0.35), context)
     for block in blocks:
         picture = outline(picture, block, width)
     return picture
 
 
-def mask_sheet(batch: JepaBatch, batch_transform: Callable[[JepaBatch], JepaBatch], samples: int = 6) -> Image.Image:
-    """One row for each sample with the pictures of the first task, as `task_pictures` makes them.
+def mask_sheet(batch: JepaBatch, samples: int = 6) -> Image.Image:
+    """The pictures of each task, as `task_pictures` makes them: a row for each sample, or of a clip a row for each
+    picture, with its frames side by side.
 
     Args:
-        batch: as its dataset made it.
-        batch_transform: brings the inputs to the encoder's range.
-        samples: rows at the most.
+        batch: as the encoder is given it.
+        samples: of each task at the most; of clips no more than two.
     """
-    batch = batch_transform(batch)
-    rows = task_pictures(batch, batch.tasks[0], samples)
+    sheets: list[Image.Image] = []
+    for number, task in enumerate(batch.tasks, start=1):
+        rows = task_pictures(batch, task, samples)
+        if rows[0]["input"].ndim == 3:
+            sheets.append(_still_sheet(rows))
+            continue
+        for clip, row in enumerate(rows[:CLIPS], start=1):
+            name = f"task {number}, sample {clip}" if len(batch.tasks) > 1 else f"sample {clip}"
+            sheets += [_strip_sheet(picture, f"{name}: {title}") for title, picture in row.items()]
+    out = Image.new("RGB", (max(sheet.width for sheet in sheets), sum(sheet.height for sheet in sheets)), "white")
+    top = 0
+    for sheet in sheets:
+        out.paste(sheet, (0, top))
+        top += sheet.height
+    return out
+
+
+def _still_sheet(rows: Sequence[Mapping[str, Tensor]]) -> Image.Image:
+    """One row for each sample."""
     strips = [
         torch.cat([F.pad(picture, (0, MARGIN, 0, MARGIN), value=1.0) for picture in row.values()], dim=2)
         for row in rows
     ]
     sheet = to_image(torch.cat(strips, dim=1))
-    zoom = max(1, round(96 / next(iter(rows[0].values())).shape[-1]))
+    zoom = max(1, round(SIDE / next(iter(rows[0].values())).shape[-1]))
     sheet = sheet.resize((sheet.width * zoom, sheet.height * zoom), Image.Resampling.NEAREST)
     return titled(sheet, list(rows[0]))
+
+
+def _strip_sheet(picture: Tensor, title: str) -> Image.Image:
+    """A few frames of a moving picture."""
+    image = to_image(strip(F.pad(few(picture, STRIP), (0, MARGIN, 0, MARGIN), value=1.0)))
+    zoom = SIDE / picture.shape[-1]
+    zoom, way = (round(zoom), Image.Resampling.NEAREST) if zoom >= 1 else (zoom, Image.Resampling.LANCZOS)
+    return titled(image.resize((round(image.width * zoom), round(image.height * zoom)), way), [title])
 
 
 def to_image(picture: Tensor) -> Image.Image:
@@ -197,5 +239,5 @@ def titled(image: Image.Image, titles: list[str]) -> Image.Image:
     return out
 
 
-def _colour(rgb: tuple[int, int, int]) -> Tensor:
-    return torch.tensor(rgb).view(3, 1, 1) / 255
+def _target_colour(ndim: int) -> Tensor:
+    return torch.tensor(TARGET).view(3, *[1] * (ndim - 1)) / 255

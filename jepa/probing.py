@@ -18,7 +18,15 @@ from jepa.interfaces import Encoder
 from jepa.loading import Pretrained
 from jepa.probes.attentive_fit import AttentiveSettings, attentive_probe
 from jepa.probes.base import Labelled, Score, accuracy
-from jepa.probes.features import Features, InOrder, cached, encoder_features, extract, pixel_features
+from jepa.probes.features import (
+    Features,
+    InOrder,
+    cached,
+    encoder_features,
+    extract,
+    pixel_features,
+    recordings,
+)
 from jepa.probes.finetune import finetune
 from jepa.probes.knn import knn_probe
 from jepa.probes.linear import LinearSettings, linear_probe
@@ -130,9 +138,10 @@ class Sources:
 
     def extract(self, dataset: SampleDataset, encode: Callable, title: str) -> Features:
         indices = None
-        if self.settings.limit is not None and self.settings.limit < len(dataset):
+        count, limit = recordings(dataset), self.settings.limit
+        if limit is not None and limit < count:
             generator = torch.Generator().manual_seed(key(0, Stream.PROBE, 100))
-            indices = torch.randperm(len(dataset), generator=generator)[: self.settings.limit].sort().values.tolist()
+            indices = torch.randperm(count, generator=generator)[:limit].sort().values.tolist()
         workers = self.data["workers"]
         return extract(dataset, self.transform, encode, indices=indices, workers=workers, title=title)
 
@@ -148,9 +157,9 @@ class Sources:
     def items(self, seed: int) -> tuple[InOrder, InOrder]:
         """Transformed training and test samples, for what trains on inputs."""
         if self.test is not None:
-            parts = [(self.train, list(range(len(self.train)))), (self.test, list(range(len(self.test))))]
+            parts = [(part, list(range(recordings(part)))) for part in (self.train, self.test)]
         else:
-            parts = [(self.train, rows.tolist()) for rows in random_split(len(self.train), HELD_OUT, seed)]
+            parts = [(self.train, rows.tolist()) for rows in random_split(recordings(self.train), HELD_OUT, seed)]
         limit = self.settings.limit
         kept, held = (InOrder(dataset, self.transform, rows[:limit]) for dataset, rows in parts)
         return kept, held

@@ -163,8 +163,9 @@ def introduce(recipe: Mapping[str, Any], settings: TrainSettings, trainer: Train
     """Say what is about to happen, and start the trackers."""
     plan, accelerator, size = trainer.plan, trainer.accelerator, len(trainer.batches.dataset)
     masks = plan.run_dir / "masks.png"
-    if len(trainer.batches.grid) == 2:
-        mask_sheet(trainer.batches[0], trainer.batch_transform).save(masks)
+    batch = trainer.batch_transform(trainer.batches[0])
+    if len(trainer.batches.grid) == batch.target.x.ndim - 2 <= 3:  # tokens have places, and there are pictures of them
+        mask_sheet(batch).save(masks)
         log.info("masks of the first batch: %s", masks)
     samples = plan.steps * settings.batch_size
     log.info(

@@ -355,7 +355,7 @@ def test_groups_of_clips_fit_together(group: str, tmp_path: Path) -> None:
         for name in ("transform", "eval_transform"):
             transform = build(data[name], name) if data[name] else None
             sample = InOrder(dataset, transform, range(3))[1]
-            assert sample.x.shape == (3, 4, 32, 48)
+            assert sample.x.shape == (1, 1, 3, 4, 32, 48)  # views, clips
             assert set(sample.labels) == {"direction", "speed", "bounce", "shape", "colour", "count"}
     assert list(tmp_path.rglob("*.mp4"))
 

@@ -6,7 +6,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from jepa.pictures import crop, cut, enlarge, heat, join, mask_sheet, outline, planar, task_pictures, to_image, to_rgb
+from jepa.pictures import (
+    crop,
+    cut,
+    enlarge,
+    few,
+    frames,
+    heat,
+    join,
+    mask_sheet,
+    outline,
+    strip,
+    task_pictures,
+    to_image,
+    to_rgb,
+)
 from jepa.types import Indices, JepaBatch, Task, View
 
 SIZES = {1: ((12,), (4,)), 2: ((8, 12), (2, 3)), 3: ((4, 8, 12), (2, 2, 3))}
@@ -41,7 +55,7 @@ def test_cells_are_crops_and_lie_where_maps_say(axes: int) -> None:
         one[number] = True
         assert torch.equal(crop(x[0], one.view(grid)), cells[number])
         shown = enlarge(one.view(1, *grid), size)[0]
-        assert torch.equal(planar(x[0], axes)[:, shown].unique(), cells[number].unique())
+        assert torch.equal(frames(x[0], axes)[:, shown].unique(), cells[number].unique())
         assert shown.float().mean() == 1 / len(cells)
 
 
@@ -52,13 +66,23 @@ def test_crop_is_the_bounding_box() -> None:
 
 
 def test_frames_run_from_left_to_right() -> None:
-    clip = torch.stack([torch.full((2, 3), float(t)) for t in range(4)])  # (T, H, W)
-    assert torch.equal(planar(clip, 3)[0], torch.tensor([0.0, 1, 2, 3]).repeat_interleave(3))
+    clip = torch.stack([torch.full((2, 3), float(t)) for t in range(4)])[None]  # (1, T, H, W)
+    assert torch.equal(strip(clip)[0, 0], torch.tensor([0.0, 1, 2, 3]).repeat_interleave(3))
+    first, second = strip(clip, rows=2)[0].split(2)
+    assert torch.equal(first[0], torch.tensor([0.0, 1]).repeat_interleave(3))
+    assert torch.equal(second[1], torch.tensor([2.0, 3]).repeat_interleave(3))
+    assert torch.equal(strip(clip[:, 0]), clip[:, 0])
+
+
+def test_few_frames_are_spread_over_the_clip() -> None:
+    clip = torch.arange(9.0).view(1, 9, 1, 1)
+    assert few(clip, 3).flatten().tolist() == [0, 4, 8]
+    assert torch.equal(few(clip, 16), clip)
 
 
 def test_no_picture_of_four_axes() -> None:
     with pytest.raises(ValueError, match="one to three axes, not 4"):
-        planar(torch.zeros(1, 2, 2, 2, 2), 4)
+        frames(torch.zeros(1, 2, 2, 2, 2), 4)
 
 
 def test_bytes_keep_their_brightness_and_other_numbers_are_stretched() -> None:
@@ -123,9 +147,29 @@ def test_heat_gets_brighter_with_the_value() -> None:
     assert torch.isfinite(heat(torch.zeros(3, 2, 2), torch.ones(2, 2))).all()
 
 
-@pytest.mark.parametrize("axes", SIZES)
+def test_outline_goes_around_the_block_of_each_frame() -> None:
+    block = torch.zeros(2, 5, 5, dtype=torch.bool)
+    block[0, :, :3], block[1, 1:4] = True, True
+    moving = outline(torch.ones(3, 2, 5, 5), block)
+    for t in range(2):
+        assert torch.equal(moving[:, t], outline(torch.ones(3, 5, 5), block[t]))
+
+
+def test_mask_sheet_of_clips_has_a_strip_for_each_picture_of_each_task() -> None:
+    batch = batch_on(3)
+    one, two = mask_sheet(batch), mask_sheet(JepaBatch(batch.target, batch.tasks * 2))
+    zoom = 96 // 12
+    assert one.size == ((12 + 6) * 4 * zoom, 2 * 5 * ((8 + 6) * zoom + 18))
+    assert two.size == (one.width, 2 * one.height)
+    whole = to_rgb(batch.target.x)[0]
+    for t in range(4):
+        corner = one.getpixel((t * (12 + 6) * zoom, 18))
+        assert corner == to_image(whole[:, t]).getpixel((0, 0))
+
+
+@pytest.mark.parametrize("axes", [1, 2])
 def test_mask_sheet_has_a_column_for_each_title(axes: int) -> None:
-    sheet = mask_sheet(batch_on(axes), lambda batch: batch)
+    sheet = mask_sheet(batch_on(axes))
     cell = to_image(to_rgb(batch_on(axes).target.x)[0])
     zoom = max(1, round(96 / cell.width))
     assert sheet.size == ((cell.width + 6) * 5 * zoom, (cell.height + 6) * 2 * zoom + 18)

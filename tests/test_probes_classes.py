@@ -23,6 +23,7 @@ from jepa.probes import (
     low_shot,
     random_split,
 )
+from jepa.probes.linear import _standardise
 
 DECAYS = (1e-1, 1e-2, 1e-3)
 QUICK = LinearSettings(lrs=(1e-1,), weight_decays=DECAYS, epochs=1, min_steps=400)
@@ -186,3 +187,18 @@ def test_refusals():
         linear_probe(Labelled(train.x, train.y.float()), test)
     with pytest.raises(ValueError, match="fraction=1"):
         low_shot(train, test, fraction=1)
+
+
+def test_features_wider_than_samples_are_turned_alike():
+    train, _ = digits("full rank")
+    few = train.take(torch.arange(60))
+    mean, basis = _standardise(few.x)
+    assert basis.shape == (96, 59)
+    z, std = (few.x - mean) @ basis, few.x.std(0, correction=0)
+    covariance = z.T @ z / 60
+    assert torch.allclose(covariance, covariance.diagonal().diag(), atol=1e-3)
+    assert (covariance.diagonal().diff() <= 1e-3).all()  # the strongest axis first
+    standard = (few.x - mean) / std
+    torch.testing.assert_close(z @ z.T, standard @ standard.T, rtol=1e-3, atol=1e-2)
+    padded = Labelled(torch.cat((few.x, few.x, few.x)), few.y.repeat(3))  # the same features by the other way
+    torch.testing.assert_close(_standardise(padded.x)[1].abs()[:, :59], basis.abs(), rtol=1e-2, atol=1e-3)

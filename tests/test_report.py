@@ -220,7 +220,7 @@ class Halves(Masker):
 
 
 @pytest.mark.parametrize(
-    ("size", "patch", "channels", "ratio"), [([32], [4], 1, 8.0), ([4, 16, 24], [2, 8, 8], 2, 24 * 4 / 16)]
+    ("size", "patch", "channels", "ratio"), [([32], [4], 1, 8.0), ([4, 16, 24], [2, 8, 8], 2, 24 / 16)]
 )
 def test_signals_and_clips(
     size: list[int], patch: list[int], channels: int, ratio: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

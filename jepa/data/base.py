@@ -22,6 +22,10 @@ class SampleDataset(Dataset[Sample], ABC):
     every process. If it draws random numbers, take them from the global generators of torch, numpy or `random`: they
     are seeded for each sample, so the result does not depend on workers or restarts.
 
+    Attributes:
+        clips: samples of each recording. They follow each other and are named "name#0", "name#1", ...; training knows
+            nothing of that, probes take them together.
+
     Example:
         >>> class Scans(SampleDataset):
         ...     def __init__(self, file: str) -> None:
@@ -37,6 +41,8 @@ class SampleDataset(Dataset[Sample], ABC):
         ...     def fingerprint(self) -> str:
         ...         return fingerprint_of([str(len(self))])
     """
+
+    clips: int = 1
 
     @abstractmethod
     def __len__(self) -> int:

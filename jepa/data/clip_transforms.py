@@ -74,7 +74,7 @@ def side_crops(size: int | Sequence[int], views: int = 3) -> Transform:
 
     Args:
         size: pixels of each view, one number or (height, width).
-        views: how many, evenly from one end to the other; one is the middle.
+        views: how many, evenly from one end to the other; one is the middle. Probes average over them.
 
     Raises:
         ValueError: no views.

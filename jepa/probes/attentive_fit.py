@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
-from math import ceil, nan
+from math import ceil, log, nan
 
 import torch
 import torch.nn.functional as F
@@ -77,12 +77,17 @@ class AttentiveProbe:
     classes: Tensor
     head: AttentiveClassifier
 
+    def log_probabilities(self, x: Tensor) -> Tensor:
+        """(n, K) of tokens `x` (n, L, D); of several views (n, V, L, D) the logarithm of their mean probability."""
+        logits = self.head(x.to(self.head.linear.weight).flatten(0, -3))
+        of_views = logits.log_softmax(1).unflatten(0, (len(x), -1))
+        return of_views.logsumexp(1) - log(of_views.shape[1])
+
     @torch.no_grad()
     def predict(self, x: Tensor, batch_size: int = 256) -> Tensor:
-        """Classes (n,) of tokens `x` (n, L, D)."""
+        """Classes (n,) of tokens `x` (n, L, D) or (n, V, L, D)."""
         check_features(x)
-        parts = [self.classes[self.head(part.to(self.head.linear.weight)).argmax(1)] for part in x.split(batch_size)]
-        return torch.cat(parts)
+        return torch.cat([self.classes[self.log_probabilities(part).argmax(1)] for part in x.split(batch_size)])
 
 
 def _optimizer(heads: list[AttentiveClassifier], decay_all: bool) -> torch.optim.AdamW:
@@ -113,14 +118,14 @@ def _train(
     number: int,
     device: torch.device,
 ) -> list[AttentiveProbe]:
-    """One probe for each (learning rate, weight decay) of `grid`: equal starts, equal batches."""
+    """One probe for each (learning rate, weight decay) of `grid`: equal starts, equal batches. Every view counts."""
     classes, codes = class_codes(data.y)
     heads = []
     for _ in grid:
         with isolated(seed, Stream.PROBE, _INIT):
             head = AttentiveClassifier(
                 classes=len(classes),
-                dim=data.x.shape[2],
+                dim=data.x.shape[-1],
                 heads=settings.heads,
                 depth=settings.depth,
                 unused_proj=settings.unused_proj,
@@ -135,8 +140,8 @@ def _train(
             final = decay if settings.final_weight_decay is None else settings.final_weight_decay
             group["lr"] = Cosine(lr, 0.0, total)(step)
             group["weight_decay"] = Cosine(decay, final, total)(step) if group["decay"] else 0.0
-        x = data.x[rows.to(data.x.device)].to(device, torch.float32)
-        target = codes[rows.to(codes.device)].to(device)
+        x = data.x[rows.to(data.x.device)].to(device, torch.float32).flatten(0, -3)  # views are samples
+        target = codes[rows.to(codes.device)].to(device).repeat_interleave(len(x) // len(rows))
         optimizer.zero_grad()
         for head in heads:
             F.cross_entropy(head(x), target).backward()
@@ -151,10 +156,10 @@ def _validate(probe: AttentiveProbe, held: Labelled, batch_size: int) -> tuple[f
     """Accuracy and cross-entropy on held-out samples, all of known classes."""
     correct = loss = 0.0
     for x, y in zip(held.x.split(batch_size), held.y.split(batch_size), strict=True):
-        logits = probe.head(x.to(probe.head.linear.weight))
+        known = probe.log_probabilities(x)
         target = torch.searchsorted(probe.classes, y.to(probe.classes))
-        correct += float((logits.argmax(1) == target).sum())
-        loss += float(F.cross_entropy(logits, target, reduction="sum"))
+        correct += float((known.argmax(1) == target).sum())
+        loss += float(F.nll_loss(known, target, reduction="sum"))
     return correct / len(held), loss / len(held)
 
 
@@ -168,7 +173,8 @@ def fit_attentive(
     the middle of each list is taken.
 
     Args:
-        train: tokens (N, L, D), on any device and in any floating dtype; batches are moved to `device` in float32.
+        train: tokens (N, L, D) or (N, V, L, D), on any device and in any floating dtype; batches are moved to `device`
+            in float32.
         settings: how to train.
         seed: of the split, the order of the samples and the start of the weights.
         device: where the heads are trained; by default where the features are.
@@ -176,8 +182,8 @@ def fit_attentive(
     Raises:
         ValueError: unusable features or labels, or one class.
     """
-    if train.x.ndim != 3:
-        raise ValueError(f"an attentive probe takes tokens (N, L, D), got {tuple(train.x.shape)}")
+    if train.x.ndim < 3:
+        raise ValueError(f"an attentive probe takes tokens (N, L, D) or (N, V, L, D), got {tuple(train.x.shape)}")
     class_codes(train.y)
     place = torch.device(device) if device is not None else train.x.device
     grid = list(product(settings.lrs, settings.weight_decays))

@@ -15,7 +15,7 @@ class Labelled:
     """Frozen features with their labels.
 
     Attributes:
-        x: (N, D) features, or (N, L, D) tokens for the attentive probe.
+        x: (N, D) features; for the attentive probe (N, L, D) tokens, or (N, V, L, D) those of V views.
         y: (N,) integer classes, or (N, T) numbers for regression.
 
     Raises:
@@ -64,10 +64,10 @@ def check_features(x: Tensor) -> None:
     """Refuse features that no probe can use.
 
     Raises:
-        ValueError: `x` is not (N, D) or (N, L, D), is empty, or holds NaN or infinity.
+        ValueError: `x` is not (N, D), (N, L, D) or (N, V, L, D), is empty, or holds NaN or infinity.
     """
-    if x.ndim not in (2, 3) or x.numel() == 0:
-        raise ValueError(f"expected features (N, D) or tokens (N, L, D), got {tuple(x.shape)}")
+    if x.ndim not in (2, 3, 4) or x.numel() == 0:
+        raise ValueError(f"expected features (N, D) or tokens (N, L, D) or (N, V, L, D), got {tuple(x.shape)}")
     if not x.is_floating_point():
         raise ValueError(f"features must be floating point, got {x.dtype}")
     bad = ~torch.isfinite(x).flatten(1).all(1)

@@ -32,7 +32,7 @@ class Features:
     """What probes work on.
 
     Attributes:
-        x: by kind, (N, D) or (N, L, D).
+        x: by kind, (N, D), (N, L, D) or (N, V, L, D).
         labels: by name, (N, ...).
         names: of the samples.
     """
@@ -53,20 +53,48 @@ class Features:
 
 
 class InOrder(Dataset[Sample | str]):
-    """Transformed samples in the dataset's order; an unreadable one is its own reason."""
+    """Transformed recordings in the dataset's order, x (views, clips, C, *size); an unreadable one is its own reason.
+
+    Most datasets have one clip of each recording. A transform that makes several views of each, in front of its other
+    axes, says how many as its attribute `views`.
+
+    Args:
+        dataset: raw samples.
+        transform: applied to each.
+        indices: of the recordings.
+
+    Attributes:
+        views, clips: of each recording.
+    """
 
     def __init__(self, dataset: Any, transform: Transform | None, indices: Sequence[int]) -> None:
         self.dataset, self.transform, self.indices = dataset, transform, indices
+        self.clips = getattr(dataset, "clips", 1)
+        self.views: int | None = getattr(transform, "views", None)
+
+    @property
+    def inputs(self) -> int:
+        """Of the encoder, for each recording."""
+        return self.clips * (self.views or 1)
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, i: int) -> Sample | str:
+        first = self.indices[i] * self.clips
         try:
-            sample = self.dataset[self.indices[i]]
+            found = [self.dataset[first + clip] for clip in range(self.clips)]
         except UnreadableSample as error:
             return str(error)
-        return Sample(self.transform(sample.x), sample.labels, sample.name) if self.transform else sample
+        changed = [self.transform(sample.x) if self.transform else sample.x for sample in found]
+        x = torch.stack([x if self.views else x[None] for x in changed], dim=1)
+        name = found[0].name.removesuffix("#0") if self.clips > 1 else found[0].name
+        return Sample(x, found[0].labels, name)
+
+
+def recordings(dataset: Any) -> int:
+    """How many a dataset holds: its samples, unless it has several clips of each."""
+    return len(dataset) // getattr(dataset, "clips", 1)
 
 
 def keep(samples: list[Sample | str]) -> list[Sample | str]:
@@ -85,22 +113,27 @@ def extract(
     workers: int = 0,
     title: str = "features",
 ) -> Features:
-    """Features of every readable sample.
+    """Features of every readable recording: of a dataset with one clip of each, of every sample.
+
+    Embeddings (N, D) are means over all clips and views. Tokens are those of all clips, one after the other: (N, L, D),
+    or (N, V, L, D) of V views.
 
     Args:
         dataset: raw samples.
         transform: applied to each x; it must not be random.
         encode: a batch (B, C, *size) as stacked -> features by kind, first axis B.
-        indices: of the samples to use; all by default.
-        batch_size, workers: of the loader.
+        indices: of the recordings to use; all by default.
+        batch_size: inputs of the encoder at a time.
+        workers: of the loader.
         title: for the progress bar.
 
     Raises:
         ValueError: no sample could be read.
     """
-    chosen = range(len(dataset)) if indices is None else indices
+    chosen = range(recordings(dataset)) if indices is None else indices
     items = InOrder(dataset, transform, chosen)
-    loader = DataLoader(items, batch_size=batch_size, num_workers=workers, collate_fn=keep)
+    at_once = max(1, batch_size // items.inputs)
+    loader = DataLoader(items, batch_size=at_once, num_workers=workers, collate_fn=keep)
     parts: list[dict[str, Tensor]] = []
     read: list[Sample] = []
     for found in tqdm(loader, desc=title, unit="batch", leave=False, dynamic_ncols=True, disable=None):
@@ -109,7 +142,7 @@ def extract(
             if isinstance(reason, str):
                 log.warning("skipped %s", reason)
         if samples:
-            parts.append({k: v.float().cpu() for k, v in encode(torch.stack([s.x for s in samples])).items()})
+            parts.append(whole(encode, torch.stack([sample.x for sample in samples])))
             read += [Sample(torch.empty(0), own(sample.labels), sample.name) for sample in samples]
     if not read:
         raise ValueError(f"none of {len(items)} samples could be read")
@@ -118,6 +151,15 @@ def extract(
         {name: torch.stack([torch.as_tensor(sample.labels[name]) for sample in read]) for name in read[0].labels},
         [sample.name for sample in read],
     )
+
+
+def whole(encode: Callable[[Tensor], dict[str, Tensor]], x: Tensor) -> dict[str, Tensor]:
+    """Features of recordings (B, views, clips, C, *size), as `extract` says."""
+    found = {}
+    for kind, features in encode(x.flatten(0, 2)).items():
+        apart = features.float().cpu().unflatten(0, x.shape[:3])
+        found[kind] = apart.mean((1, 2)) if apart.ndim == 4 else apart.flatten(2, 3).squeeze(1)
+    return found
 
 
 def own(labels: Mapping[str, int | float | Tensor]) -> dict[str, Tensor]:

@@ -28,7 +28,7 @@ class FinetuneSettings:
         lr: AdamW's learning rate of the head and the last norm, after warmup; it falls to 0 as a half cosine.
         layer_decay: factor of the learning rate for each layer further down (Clark et al. 2020; BEiT, Bao et al. 2022).
         weight_decay: of matrices.
-        epochs, batch_size: length of training.
+        epochs, batch_size: length of training; the latter in inputs of the encoder.
         warmup: share of the steps over which the learning rate rises.
         clip: largest norm of the gradient.
     """
@@ -91,6 +91,8 @@ def finetune(
 ) -> float:
     """Accuracy on `test` of a copy of `encoder` that was trained on with the labels of `train`.
 
+    It is trained on every view of every clip; probabilities of a test sample are means over its own.
+
     Nothing is chosen by the test samples: the settings are fixed and the last weights count.
 
     Args:
@@ -103,23 +105,26 @@ def finetune(
         ValueError: nothing could be read, or fewer than two classes.
     """
     settings = settings or FinetuneSettings()
+    at_once = max(1, settings.batch_size // train.inputs)
     device = next(encoder.parameters()).device
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key(seed, Stream.PROBE, 200))
-        targets = [y for _, labels in batches(train, label, settings.batch_size, workers) for y in labels.tolist()]
+        targets = [y for _, labels in batches(train, label, at_once, workers) for y in labels.tolist()]
         if len(set(targets)) < 2:
             raise ValueError(f"label {label!r} has {len(set(targets))} classes in the training samples: need two")
         model = Classifier(copy.deepcopy(encoder).requires_grad_(True), max(targets) + 1).to(device).train()
         groups = layer_groups(model, settings)
         optimizer = torch.optim.AdamW(groups, lr=settings.lr)
-        steps = settings.epochs * -(-len(train) // settings.batch_size)
+        steps = settings.epochs * -(-len(train) // at_once)
         with tqdm(total=steps, desc="fine-tuning", unit="step", leave=False, disable=None) as bar:
             for epoch in range(settings.epochs):
-                for x, y in batches(train, label, settings.batch_size, workers, shuffle=key(seed, Stream.PROBE, epoch)):
+                for x, y in batches(train, label, at_once, workers, shuffle=key(seed, Stream.PROBE, epoch)):
                     step = int(bar.n)
                     for group in optimizer.param_groups:
                         group["lr"] = settings.lr * group["scale"] * rise_and_fall(step, steps, settings.warmup)
-                    loss = F.cross_entropy(model(normalize(x.to(device))), y.to(device))
+                    inputs = x.shape[1] * x.shape[2]
+                    logits = model(normalize(x.flatten(0, 2).to(device)))
+                    loss = F.cross_entropy(logits, y.to(device).repeat_interleave(inputs))
                     optimizer.zero_grad()
                     loss.backward()
                     torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
@@ -128,8 +133,9 @@ def finetune(
     model.eval()
     right = total = 0
     with torch.inference_mode():
-        for x, y in batches(test, label, settings.batch_size, workers):
-            right += int((model(normalize(x.to(device))).argmax(1).cpu() == y).sum())
+        for x, y in batches(test, label, at_once, workers):
+            probabilities = model(normalize(x.flatten(0, 2).to(device))).softmax(1).unflatten(0, (len(x), -1))
+            right += int((probabilities.mean(1).argmax(1).cpu() == y).sum())
             total += len(y)
     if not total:
         raise ValueError("none of the test samples could be read")
@@ -147,7 +153,7 @@ def rise_and_fall(step: int, steps: int, warmup: float) -> float:
 def batches(
     items: InOrder, label: str, batch_size: int, workers: int, shuffle: int | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(x (B, C, *size), y (B,)) of the readable samples; in an order of the seed `shuffle`, if given."""
+    """(x (B, views, clips, C, *size), y (B,)) of the readable samples; in an order of the seed `shuffle`, if given."""
     order = None if shuffle is None else torch.Generator().manual_seed(shuffle)
     loader = DataLoader(
         items, batch_size, shuffle=order is not None, generator=order, num_workers=workers, collate_fn=keep

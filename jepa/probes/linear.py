@@ -103,13 +103,20 @@ def _standardise(x: Tensor) -> tuple[Tensor, Tensor]:
     """
     mean = x.mean(0, dtype=torch.float64)
     # in chunks: the features may be large, and half precision
-    covariance = sum((part.double() - mean).T @ (part.double() - mean) for part in x.split(8192)) / len(x)
-    assert isinstance(covariance, Tensor)
-    std = covariance.diagonal().sqrt()
+    std = torch.stack([(part.double() - mean).square().sum(0) for part in x.split(8192)]).sum(0).div(len(x)).sqrt()
     scale = torch.where(std > 1e-6 * std.max(), 1 / std, torch.zeros_like(std))
-    values, axes = torch.linalg.eigh(covariance * scale[:, None] * scale)
-    axes = axes[:, values > 1e-7 * values[-1]].flip(1)
-    return mean.float(), (scale[:, None] * axes).float()
+    if len(x) < x.shape[1]:  # as with pixels of clips: products of samples have the same variances, and are fewer
+        z = (x.double() - mean) * scale
+        values, mixtures = torch.linalg.eigh(z @ z.T / len(x))
+        kept = values > 1e-7 * values[-1]
+        axes = z.T @ (mixtures[:, kept] / (len(x) * values[kept]).sqrt())
+    else:
+        parts = (((part.double() - mean) * scale) for part in x.split(8192))
+        covariance = sum(part.T @ part for part in parts) / len(x)
+        assert isinstance(covariance, Tensor)
+        values, axes = torch.linalg.eigh(covariance)
+        axes = axes[:, values > 1e-7 * values[-1]]
+    return mean.float(), (scale[:, None] * axes.flip(1)).float()
 
 
 def _batches(total: int, settings: LinearSettings, rng: torch.Generator) -> Iterator[tuple[float, Tensor]]:

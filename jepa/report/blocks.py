@@ -6,14 +6,16 @@ import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from typing import Any
 
 from PIL import Image
 from torch import Tensor
 
-from jepa.pictures import to_image
+from jepa.pictures import few, to_image
 from jepa.report.charts import Chart
 
 SMALL, LARGE = 96, 256  # heights: below, pixels are kept and shown as such; above, pictures are made smaller
+MOVING, FRAMES, SECONDS = 128, 16, 1.6  # of moving pictures: least or largest height, most frames, once through
 
 
 @dataclass(frozen=True)
@@ -25,12 +27,14 @@ class Picture:
         caption: the line.
         ratio: width over height.
         pixelated: whether it is so small that its pixels are shown as squares.
+        still: of a moving picture its middle frame, a data URI; "" for others.
     """
 
     source: str
     caption: str
     ratio: float
     pixelated: bool
+    still: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,12 +77,35 @@ class Section:
 
 
 def picture(rgb: Tensor, caption: str = "") -> Picture:
-    """A picture (3, H, W) in [0, 1], as PNG if small and as WebP if not."""
+    """A picture (3, H, W) in [0, 1], as PNG if small and as WebP if not; one that moves (3, T, H, W) as a WebP that
+    goes round and round."""
+    if rgb.ndim == 4:
+        return moving(rgb, caption) if rgb.shape[1] > 1 else picture(rgb[:, 0], caption)
     image = to_image(rgb)
     pixelated = image.height <= SMALL
     if image.height > LARGE:
         image = image.resize((round(image.width * LARGE / image.height), LARGE), Image.Resampling.LANCZOS)
-    file, kind = BytesIO(), "png" if pixelated else "webp"
-    image.save(file, kind, **({"optimize": True} if pixelated else {"quality": 82}))
-    source = f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
-    return Picture(source, caption, image.width / image.height, pixelated)
+    kind, options = ("png", {"optimize": True}) if pixelated else ("webp", {"quality": 82})
+    return Picture(uri(image, kind, **options), caption, image.width / image.height, pixelated)
+
+
+def moving(rgb: Tensor, caption: str) -> Picture:
+    """Frames (3, T, H, W), with the middle one for who wants nothing to move. Small ones are enlarged by a whole
+    factor: WebP halves the resolution of colours, and thin outlines would suffer."""
+    height, width = rgb.shape[2:]
+    if height <= MOVING:
+        size, way = (width * (MOVING // height), height * (MOVING // height)), Image.Resampling.NEAREST
+    else:
+        size, way = (max(1, round(width * MOVING / height)), MOVING), Image.Resampling.LANCZOS
+    images = [to_image(frame).resize(size, way) for frame in few(rgb, FRAMES).unbind(1)]
+    pace = round(1000 * SECONDS / len(images))
+    whole = uri(images[0], "webp", quality=65, save_all=True, append_images=images[1:], duration=pace, loop=0)
+    still = uri(images[len(images) // 2], "webp", quality=65)
+    return Picture(whole, caption, width / height, pixelated=False, still=still)
+
+
+def uri(image: Image.Image, kind: str, **options: Any) -> str:
+    """The file as a data URI."""
+    file = BytesIO()
+    image.save(file, kind, **options)
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from math import isfinite
 
@@ -24,21 +24,33 @@ MASKED, SHOWN, NEIGHBOURS, HEADS, MAPPED = 4, 8, 6, 4, 1000
 
 
 def masks(run: Run, material: Material) -> Section:
+    names, tasks = task_names(run, material), material.batch.tasks
+    posed = [task_pictures(material.batch, task, MASKED) for task in tasks]
     rows = [
         Row(
-            f"{material.names[number]}{f', task {task_number}' if len(material.batch.tasks) > 1 else ''}",
+            f"{material.names[number]}{f', task {name}' if len(tasks) > 1 else ''}",
             [picture(rgb, title) for title, rgb in pictures.items()],
         )
-        for task_number, task in enumerate(material.batch.tasks, start=1)
-        for number, pictures in enumerate(task_pictures(material.batch, task, MASKED))
+        for number, of_sample in enumerate(zip(*posed, strict=True))
+        for name, pictures in zip(names, of_sample, strict=True)
     ]
     text = (
         "Nothing is hidden: the encoder sees one view, and the predictor is asked for the embedding of the other."
-        if not isinstance(material.batch.tasks[0].query, Indices)
+        if not isinstance(tasks[0].query, Indices)
         else "The context is all that the encoder sees. The predictor is asked for the embeddings at the marked "
         "places, one target set at a time, and is told nothing but where they are."
     )
+    if len(tasks) > 1:
+        text += f" {len(tasks)} tasks are posed on each sample, each with a context of its own: {', '.join(names)}."
     return Section("masks", "What is hidden and asked", [text], rows=rows)
+
+
+def task_names(run: Run, material: Material) -> list[str]:
+    """What the masker's settings call its tasks, or their numbers."""
+    count, given = len(material.batch.tasks), run.recipe["masker"].get("tasks")
+    if isinstance(given, Mapping) and len(given) == count:
+        return list(given)
+    return [str(number + 1) for number in range(count)]
 
 
 def features(run: Run, material: Material) -> Section:
@@ -89,8 +101,12 @@ def attention(run: Run, material: Material) -> Section:
         return Section("attention", title, [f"{type(encoder).__name__} has no self-attention to show."])
     x = material.x[:SHOWN]
     device = next(encoder.parameters()).device
-    weights = attention_weights(encoder, View(run.pretrained.normalize(x.to(device))))[0].cpu()  # (B, H, L, L)
-    received = weights.mean(2).unflatten(-1, material.grid)  # (B, H, *grid), mean over who attends
+    received = torch.cat(  # (B, H, *grid), mean over who attends; one sample after the other: a clip has many tokens
+        [
+            attention_weights(encoder, View(run.pretrained.normalize(one.to(device))))[0].mean(2).cpu()
+            for one in x.split(1)
+        ]
+    ).unflatten(-1, material.grid)
     inputs = to_rgb(x)
     heads = {"all heads": received.mean(1)}
     heads |= {f"head {number + 1}": received[:, number] for number in range(min(HEADS, received.shape[1]))}

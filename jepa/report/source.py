@@ -192,6 +192,8 @@ def draw(
             with seeding.isolated(seed, Stream.SAMPLE, i):
                 sample = dataset[i]
                 x = transform(sample.x) if transform else sample.x
+                if kind == "eval_transform" and hasattr(transform, "views"):
+                    x = x[len(x) // 2]  # the middle one of several views of it
         except UnreadableSample as error:
             skipped.append(str(error))
             in_a_row += 1
