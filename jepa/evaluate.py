@@ -11,6 +11,8 @@ Keys:
     limit=N              at most so many training and test samples
     device=cpu           or cuda
     embed=FILE           instead of probing, write embeddings of the training samples: .safetensors or .parquet
+    trained_probe=DIR    instead of training any, score this one (from python -m jepa.convert kind=vjepa_probe ...) on
+                         all test samples, or on all labelled ones where there is no test set
     trust=[package]      packages of your own parts that the run's recipe names
 
 Writes evaluation.json and evaluation.csv into the run directory, and prints the table: the model beside raw pixels, a
@@ -37,7 +39,8 @@ from jepa.data.base import DataError
 from jepa.loading import load
 from jepa.other_data import data_section, split
 from jepa.probes.features import encoder_features
-from jepa.probing import Row, Settings, Sources, evaluate
+from jepa.probes.trained import TrainedProbe
+from jepa.probing import Row, Settings, Sources, evaluate, score_trained
 
 log = logging.getLogger("jepa")
 
@@ -51,13 +54,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         arguments, overrides = split(arguments)
         settings = recipes.parse(Settings, arguments, "jepa.evaluate")
+        probe = trained(settings)
         model = load(settings.run, trust=settings.trust, device=settings.device)
         data = data_section(model.recipe["data"], overrides)
         sources = Sources(model, data, settings)
         if settings.embed:
             print(embed(sources, Path(settings.embed)))
             return 0
-        rows = evaluate(sources)
+        rows = score_trained(sources, probe) if probe else evaluate(sources)
         write(rows, Path(settings.run))
         print(table(rows))
         print(f"\n{Path(settings.run) / 'evaluation.json'}")
@@ -65,6 +69,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def trained(settings: Settings) -> TrainedProbe | None:
+    """The probe of `trained_probe`.
+
+    Raises:
+        RecipeError, CheckpointError: it cannot be loaded, or another setting would not be used.
+    """
+    if settings.trained_probe is None:
+        return None
+    unused = sorted(settings.model_fields_set & {"probes", "seeds", "embed"})
+    if unused:
+        raise RecipeError(f"trained_probe= trains nothing and draws nothing: {unused[0]}= would not be used")
+    return TrainedProbe.load(settings.trained_probe)
 
 
 def embed(sources: Sources, path: Path) -> str:

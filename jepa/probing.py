@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,7 +34,11 @@ from jepa.probes.linear import LinearSettings, linear_probe
 from jepa.probes.lowshot import low_shot
 from jepa.probes.ridge import ridge_probe
 from jepa.probes.splits import held_out_split, random_split
+from jepa.probes.trained import TrainedProbe
 from jepa.seeding import Stream, key
+from jepa.types import View
+
+log = logging.getLogger(__name__)
 
 Name = Literal["knn", "linear", "lowshot", "regression", "attentive", "attentive_deep", "finetune"]
 SOURCES = ("model", "random_init", "pixels")
@@ -53,6 +58,7 @@ class Settings(BaseModel):
     limit: int | None = None
     device: str = "cpu"
     embed: str | None = None
+    trained_probe: str | None = None
     trust: tuple[str, ...] = ()
 
 
@@ -206,6 +212,45 @@ def evaluate(sources: Sources) -> list[Row]:
                     raise DataError(f"label {label!r}, probe {probe}: {error}") from error
                 model = splits["model"]
                 rows += found + chances(found, model.train.labels[label], model.test.labels[label])
+    return rows
+
+
+def score_trained(sources: Sources, probe: TrainedProbe) -> list[Row]:
+    """The model's tokens through a probe that was trained before, on every label with as many classes as it has.
+
+    All test samples are scored, or all labelled ones where there is no test set: nothing is trained.
+
+    Raises:
+        DataError: no label has as many classes, or the model's tokens are not as wide as the probe takes.
+    """
+    settings, many, device = sources.settings, probe.settings.classes, sources.settings.device
+    fitting = {label: names for label, names in sources.labels.items() if names is not None and len(names) == many}
+    if not fitting:
+        counts = [f"{label} {len(names)}" for label, names in sources.labels.items() if names is not None]
+        raise DataError(
+            f"trained_probe={settings.trained_probe} has {many} classes; labels of the data and their classes: "
+            f"{', '.join(counts) or 'none'}"
+        )
+    encoder, head = sources.encoder("model", 0), probe.head.to(device)
+    if encoder.embed_dim != probe.settings.dim:
+        raise DataError(
+            f"trained_probe={settings.trained_probe} takes tokens of width {probe.settings.dim}, this model's are "
+            f"{encoder.embed_dim} wide"
+        )
+
+    def encode(x: Tensor) -> dict[str, Tensor]:
+        view = View(sources.model.normalize(x.to(device)))
+        return {"logits": head(encoder.features(view, (-1,))[0].dense())}
+
+    scored = sources.extract(sources.train if sources.test is None else sources.test, encode, "trained probe")
+    rows: list[Row] = []
+    for label, names in fitting.items():
+        if probe.names is not None and sorted(probe.names) != sorted(names):
+            log.warning("%s: the probe's classes have other names than the data's: matched by number", label)
+        y, predicted = scored.labels[label], probe.codes(names)[scored.x["logits"].argmax(1)]
+        details = {"probe": probe.source, "samples": len(scored)}
+        found = Row(label, "trained attentive", "model", "accuracy", accuracy(predicted, y), 0, details)
+        rows += [found, *chances([found], y, y)]
     return rows
 
 

@@ -3,7 +3,9 @@
 Keys:
     from=PATH             a run directory or jepa folder; a file or folder of another project
     kind=KIND             what it is: ijepa, vjepa, vjepa2 (files of the published code), hf (a folder of transformers'
-                          IJepaModel or VJEPA2Model), timm (a state dict or folder); folders say it themselves
+                          IJepaModel or VJEPA2Model), timm (a state dict or folder); folders say it themselves.
+                          vjepa_probe, vjepa2_probe, hf_probe: a trained attentive probe, of the published code or of
+                          transformers' VJEPA2ForVideoClassification
     to=PATH               a folder, or a file for as=ijepa, vjepa, vjepa2, timm, export and onnx
     as=jepa               what it becomes: jepa, ijepa, vjepa, vjepa2, hf, timm; or the frozen encoder as a program:
                           export (torch.export, .pt2) or onnx
@@ -34,6 +36,7 @@ from jepa.checkpoint import CheckpointError
 from jepa.convert.export import export
 from jepa.convert.files import read_json
 from jepa.convert.keys import ConversionError, Report
+from jepa.convert.probes import ProbeKind, read_probe
 from jepa.convert.reading import Kind, Told, read
 from jepa.convert.writing import Format, write
 from jepa.loading import Pretrained, Which, load
@@ -49,7 +52,7 @@ class Settings(BaseModel):
 
     source: str = Field(alias="from")
     to: str
-    kind: Literal[Kind, "jepa"] | None = None
+    kind: Literal[Kind, ProbeKind, "jepa"] | None = None
     format: Literal[Format, "export", "onnx"] = Field("jepa", alias="as")
     which: Which | None = None
     recipe: str | None = None
@@ -90,6 +93,8 @@ def convert(settings: Settings, overrides: tuple[str, ...] = ()) -> list[Report]
     """
     path = Path(settings.source).expanduser()
     kind = settings.kind or kind_of(path)
+    if kind == "vjepa_probe" or kind == "vjepa2_probe" or kind == "hf_probe":
+        return [convert_probe(kind, settings, overrides)]
     reports = []
     told = Told(settings.heads, settings.predictor_heads, settings.size, settings.recipe, overrides)
     model: Pretrained
@@ -107,6 +112,22 @@ def convert(settings: Settings, overrides: tuple[str, ...] = ()) -> list[Report]
     return [*reports, write(model, settings.to, settings.format, settings.which)]
 
 
+def convert_probe(kind: ProbeKind, settings: Settings, overrides: tuple[str, ...]) -> Report:
+    """Read a probe and write its folder.
+
+    Raises:
+        ConversionError: see `read_probe`, or a setting that a probe has no use for.
+    """
+    unused = sorted(settings.model_fields_set - {"source", "to", "kind", "heads", "keys"})
+    unused += [override.partition("=")[0] for override in overrides]
+    if unused:
+        names = {"format": "as"}
+        raise ConversionError(f"kind={kind}: {names.get(unused[0], unused[0])}= would not be used")
+    probe, report = read_probe(settings.source, kind, settings.heads)
+    probe.save(settings.to)
+    return report
+
+
 def kind_of(path: Path) -> Literal[Kind, "jepa"]:
     """What a folder says that it is.
 
@@ -118,7 +139,9 @@ def kind_of(path: Path) -> Literal[Kind, "jepa"]:
     if (path / "config.json").is_file():
         config = read_json(path / "config.json")
         return "jepa" if "format" in config else "timm" if "architecture" in config else "hf"
-    raise ConversionError(f"from={path}: say what it is with kind=ijepa, vjepa, vjepa2, hf, timm or jepa")
+    raise ConversionError(
+        f"from={path}: say what it is with kind=ijepa, vjepa, vjepa2, hf, timm, jepa, vjepa_probe or vjepa2_probe"
+    )
 
 
 if __name__ == "__main__":

@@ -63,8 +63,13 @@ def _blocks(found: Mapping[str, torch.Size], width: int, where: str) -> dict[str
     hidden = found["transformer.blocks.0.mlp.fc1.weight"][0]
     if "transformer.blocks.0.mlp.fc3.weight" in found:  # SwiGLU is two thirds as wide as the ratio says
         return {"depth": depth, "activation": "swiglu", "mlp_ratio": hidden * 3 // 2 / width}
+    return {"depth": depth, "mlp_ratio": mlp_ratio(hidden, width)}
+
+
+def mlp_ratio(hidden: int, width: int) -> float:
+    """The ratio of which int(ratio * width) is `hidden`."""
     ratio = hidden / width
-    return {"depth": depth, "mlp_ratio": ratio if int(ratio * width) == hidden else nextafter(ratio, inf)}
+    return ratio if int(ratio * width) == hidden else nextafter(ratio, inf)
 
 
 def grid_of(positions: int, patch: Sequence[int], size: Sequence[int] | None, where: str) -> tuple[int, ...]:

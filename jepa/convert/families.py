@@ -166,4 +166,75 @@ TIMM = Family(
     unused={r"(fc_norm|head|attn_pool)\..*": "of a classifier, not of the encoder"},
     learned=True,
 )
+_CROSS = ("norm1.{p}", "norm2.{p}", "xattn.q.{p}", "xattn.kv.{p}", "mlp.fc1.{p}", "mlp.fc2.{p}")
+_PROBE: dict[str, Rule] = {
+    "pooler.query_tokens": same("pooler.query_tokens"),
+    **{f"pooler.cross_attention_block.{name}": same(f"pooler.cross_attention_block.{name}") for name in _CROSS},
+    "linear.{p}": same("linear.{p}"),
+}
+_HF_PROBE_PART = {
+    "norm1.{p}": same("layer_norm1.{p}"),
+    "norm2.{p}": same("layer_norm2.{p}"),
+    "mlp.fc1.{p}": same("mlp.fc1.{p}"),
+    "mlp.fc2.{p}": same("mlp.fc2.{p}"),
+}
+_HF_CROSS = {
+    **_HF_PROBE_PART,
+    "xattn.q.{p}": same("cross_attn.q_proj.{p}"),
+    "xattn.kv.{p}": joined("cross_attn.k_proj.{p}", "cross_attn.v_proj.{p}"),
+}
+_HF_SELF = {
+    **_HF_PROBE_PART,
+    "attn.qkv.{p}": joined(*(f"self_attn.{name}_proj.{{p}}" for name in "qkv")),
+    "attn.proj.{p}": same("self_attn.out_proj.{p}"),
+}
+
+
+@dataclass(frozen=True)
+class ProbeLayout:
+    """A kind of file with a trained attentive probe.
+
+    Attributes:
+        name: for messages.
+        keys: the key map.
+        part: the entry of a published file that holds it; `several`: as a list of probes.
+        heads: attention heads by width; `any_heads`: at any other.
+        unused: patterns of keys that the probe does not use, with the reason.
+    """
+
+    name: str
+    keys: KeyMap
+    part: str = ""
+    several: bool = False
+    heads: Mapping[int, int] = field(default_factory=dict)
+    any_heads: int | None = None
+    unused: Mapping[str, str] = field(default_factory=dict)
+
+
+PROBES: Mapping[str, ProbeLayout] = {
+    "vjepa_probe": ProbeLayout(
+        name="V-JEPA probe",
+        keys=_PROBE,
+        part="classifier",
+        heads=_HEADS,
+        unused={r"pooler\.cross_attention_block\.xattn\.proj\..*": "declared in their code and never applied"},
+    ),
+    "vjepa2_probe": ProbeLayout(
+        name="V-JEPA 2 probe",
+        keys={**_PROBE, **under("pooler.blocks.{i}.", "pooler.blocks.{i}.", _BLOCK)},
+        part="classifiers",
+        several=True,
+        any_heads=16,
+    ),
+    "hf_probe": ProbeLayout(
+        name="Hugging Face V-JEPA 2 classifier",
+        keys={
+            "pooler.query_tokens": same("pooler.query_tokens"),
+            **under("pooler.cross_attention_block.", "pooler.cross_attention_layer.", _HF_CROSS),
+            **under("pooler.blocks.{i}.", "pooler.self_attention_layers.{i}.", _HF_SELF),
+            "linear.{p}": same("classifier.{p}"),
+        },
+        unused={r"vjepa2\..*": "of the model that the probe reads: kind=hf reads it"},
+    ),
+}
 META: Mapping[str, Family] = {"ijepa": IJEPA, "vjepa": VJEPA, "vjepa2": VJEPA2}

@@ -69,17 +69,29 @@ def open_meta(path: Path, kind: str, report: Report) -> Source:
     parts, prefixes = {}, {}
     for key, value in found.items():
         if key in PARTS:
-            _check_state(value, f"{path}: {key}")
+            check_state(value, f"{path}: {key}")
             parts[key] = strip(value, family.prefix, f"{path}: {key}")
             prefixes[key] = f"{key}.{family.prefix}"
-        elif key in NOT_WEIGHTS or value is None or isinstance(value, (Number, str)):
-            report.add("unused", key, "", NOT_WEIGHTS.get(key, "how it was trained"))
         else:
-            raise ConversionError(f"{path}: {key!r} holds a {type(value).__name__} that is not accounted for")
+            set_aside(key, value, path, report)
     return Source(family, str(path), parts, prefixes, facts={"epochs": found.get("epoch")})
 
 
-def _check_state(value: Any, where: str) -> None:
+def set_aside(key: str, value: Any, path: Path, report: Report) -> None:
+    """What a checkpoint holds besides weights.
+
+    Raises:
+        ConversionError: it may be weights.
+    """
+    if key not in NOT_WEIGHTS and value is not None and not isinstance(value, (Number, str)):
+        raise ConversionError(f"{path}: {key!r} holds a {type(value).__name__} that is not accounted for")
+    report.add("unused", key, "", NOT_WEIGHTS.get(key, "how it was trained"))
+
+
+def check_state(value: Any, where: str) -> None:
+    """Raises:
+    ConversionError: it is no state dict.
+    """
     if not isinstance(value, Mapping) or not value or not all(isinstance(tensor, Tensor) for tensor in value.values()):
         raise ConversionError(f"{where} is not a state dict of tensors")
 
@@ -111,27 +123,27 @@ def open_hf(path: Path, report: Report) -> Source:
         raise ConversionError(
             f"{path / 'config.json'}: model_type is {config.get('model_type')!r}, not ijepa or vjepa2"
         )
-    if not _value(config, "qkv_bias", bool, path):
+    if not hf_value(config, "qkv_bias", bool, path):
         raise ConversionError(f"{path / 'config.json'}: qkv_bias is false, and this project's attention has one")
-    activation = _value(config, "hidden_act", str, path)
-    if activation not in ACTIVATIONS:
-        raise ConversionError(f"{path / 'config.json'}: hidden_act={activation!r} is none of {', '.join(ACTIVATIONS)}")
     weights = _without_classifier(read_folder(path), config["model_type"], report)
     source = Source(
         family,
         str(path),
         {"encoder": weights},
         {"encoder": "", "predictor": ""},
-        heads=_value(config, "num_attention_heads", int, path),
-        options={"norm_eps": _value(config, "layer_norm_eps", float, path), "activation": ACTIVATIONS[activation]},
+        heads=hf_value(config, "num_attention_heads", int, path),
+        options={
+            "norm_eps": hf_value(config, "layer_norm_eps", float, path),
+            "activation": hf_activation(config, path),
+        },
     )
     if family is HF_IJEPA:
-        size = _value(config, "image_size", (int, list), path)
+        size = hf_value(config, "image_size", (int, list), path)
         source.size = [size, size] if isinstance(size, int) else size
     else:
-        side = _value(config, "crop_size", int, path)
-        source.size = [_value(config, "frames_per_clip", int, path), side, side]
-        source.predictor_heads = _value(config, "pred_num_attention_heads", int, path)
+        side = hf_value(config, "crop_size", int, path)
+        source.size = [hf_value(config, "frames_per_clip", int, path), side, side]
+        source.predictor_heads = hf_value(config, "pred_num_attention_heads", int, path)
         source.parts = {
             "encoder": {key: value for key, value in weights.items() if not key.startswith("predictor.")},
             "predictor": {key: value for key, value in weights.items() if key.startswith("predictor.")},
@@ -139,7 +151,24 @@ def open_hf(path: Path, report: Report) -> Source:
     return source
 
 
-def _value(config: Mapping[str, Any], key: str, kind: type | tuple[type, ...], path: Path) -> Any:
+def hf_activation(config: Mapping[str, Any], path: Path) -> str:
+    """Our name of a configuration's activation.
+
+    Raises:
+        ConversionError: it has none here.
+    """
+    activation = hf_value(config, "hidden_act", str, path)
+    if activation not in ACTIVATIONS:
+        raise ConversionError(f"{path / 'config.json'}: hidden_act={activation!r} is none of {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[activation]
+
+
+def hf_value(config: Mapping[str, Any], key: str, kind: type | tuple[type, ...], path: Path) -> Any:
+    """A value of a configuration.
+
+    Raises:
+        ConversionError: it is missing, or of another type.
+    """
     value = config.get(key)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ConversionError(f"{path / 'config.json'}: {key}={value!r} is not what transformers writes there")
@@ -153,6 +182,11 @@ def _without_classifier(weights: Weights, model_type: str, report: Report) -> We
         return weights
     for key in weights:
         if key.startswith(("classifier.", "pooler.")):
-            report.add("unused", key, "", "of a classifier, not of the encoder")
+            report.add(
+                "unused",
+                key,
+                "",
+                "of a classifier, not of the encoder" + (": kind=hf_probe reads it" if model_type == "vjepa2" else ""),
+            )
     own = {key: value for key, value in weights.items() if not key.startswith(("classifier.", "pooler."))}
     return strip(own, prefix, model_type)

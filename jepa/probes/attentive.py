@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jepa.nn.attention import Layout
-from jepa.nn.blocks import Block, Mlp
+from jepa.nn.blocks import Activation, Block, Mlp
 from jepa.nn.init import init_weights, rescale_depth
 from jepa.types import Indices
 
@@ -41,12 +41,14 @@ class CrossAttention(nn.Module):
 class CrossAttentionBlock(nn.Module):
     """query + CrossAttention(query, LN(x)), then q + MLP(LN(q)). The query itself is not normalised before."""
 
-    def __init__(self, dim: int, heads: int, mlp_ratio: float, unused_proj: bool) -> None:
+    def __init__(
+        self, dim: int, heads: int, mlp_ratio: float, norm_eps: float, activation: Activation, unused_proj: bool
+    ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim)
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
         self.xattn = CrossAttention(dim, heads, unused_proj)
-        self.norm2 = nn.LayerNorm(dim)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), activation)
 
     def forward(self, query: Tensor, x: Tensor) -> Tensor:  # (B, Q, D), (B, L, D) -> (B, Q, D)
         q = query + self.xattn(query, self.norm1(x))
@@ -58,14 +60,15 @@ class AttentivePooler(nn.Module):
 
     `depth - 1` self-attention blocks over all tokens come before the pooling block. Depth 1 is V-JEPA's probe, depth 4
     V-JEPA 2's. (V-JEPA's own code puts further blocks after the pooling, where they see the query alone; nothing
-    published uses that, and it is not offered.) LayerNorm epsilon 1e-5. Weights start truncated-normal (0.02), biases
-    at 0; the last projections of self-attention block l are divided by sqrt(2 l), the pooling block's by the square
-    root of twice the number of self-attention blocks (sqrt(2) when there are none), all as published.
+    published uses that, and it is not offered.) Weights start truncated-normal (0.02), biases at 0; the last
+    projections of self-attention block l are divided by sqrt(2 l), the pooling block's by the square root of twice the
+    number of self-attention blocks (sqrt(2) when there are none), all as published.
 
     Args:
         dim, heads: width D and number of heads.
         depth: blocks altogether.
         mlp_ratio: hidden width of the MLPs over D.
+        norm_eps, activation: of LayerNorms and MLPs; the published probes have 1e-5 and "gelu".
         unused_proj: hold the output projection of the cross-attention that V-JEPA's code declares and never applies. It
             counts in the published number of parameters and is in published checkpoints; here as there it has no
             effect, and it is not trained.
@@ -75,14 +78,22 @@ class AttentivePooler(nn.Module):
     """
 
     def __init__(
-        self, *, dim: int, heads: int, depth: int = 1, mlp_ratio: float = 4.0, unused_proj: bool = False
+        self,
+        *,
+        dim: int,
+        heads: int,
+        depth: int = 1,
+        mlp_ratio: float = 4.0,
+        norm_eps: float = 1e-5,
+        activation: Activation = "gelu",
+        unused_proj: bool = False,
     ) -> None:
         super().__init__()
         if depth < 1:
             raise ValueError(f"depth={depth} must be at least 1")
         self.query_tokens = nn.Parameter(torch.empty(1, 1, dim))
-        self.cross_attention_block = CrossAttentionBlock(dim, heads, mlp_ratio, unused_proj)
-        self.blocks = nn.ModuleList(Block(dim, heads, mlp_ratio, norm_eps=1e-5) for _ in range(depth - 1))
+        self.cross_attention_block = CrossAttentionBlock(dim, heads, mlp_ratio, norm_eps, activation, unused_proj)
+        self.blocks = nn.ModuleList(Block(dim, heads, mlp_ratio, norm_eps, activation) for _ in range(depth - 1))
         nn.init.trunc_normal_(self.query_tokens, std=0.02, a=-2.0, b=2.0)
         self.apply(init_weights)
         rescale_depth(self.blocks)
@@ -105,7 +116,7 @@ class AttentiveClassifier(nn.Module):
 
     Args:
         classes: number of classes.
-        dim, heads, depth, mlp_ratio, unused_proj: of the `AttentivePooler`.
+        dim, heads, depth, mlp_ratio, norm_eps, activation, unused_proj: of the `AttentivePooler`.
     """
 
     def __init__(
@@ -116,10 +127,20 @@ class AttentiveClassifier(nn.Module):
         heads: int,
         depth: int = 1,
         mlp_ratio: float = 4.0,
+        norm_eps: float = 1e-5,
+        activation: Activation = "gelu",
         unused_proj: bool = False,
     ) -> None:
         super().__init__()
-        self.pooler = AttentivePooler(dim=dim, heads=heads, depth=depth, mlp_ratio=mlp_ratio, unused_proj=unused_proj)
+        self.pooler = AttentivePooler(
+            dim=dim,
+            heads=heads,
+            depth=depth,
+            mlp_ratio=mlp_ratio,
+            norm_eps=norm_eps,
+            activation=activation,
+            unused_proj=unused_proj,
+        )
         self.linear = nn.Linear(dim, classes)
 
     def forward(self, x: Tensor) -> Tensor:
