@@ -87,6 +87,22 @@ def test_the_published_checkpoint_there_and_back(kind: str, clips: Told, tmp_pat
         write(model, tmp_path / "x", other)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(("kind", "size"), [("vjepa", [16, 224, 224]), ("vjepa2", [16, 256, 256])])
+def test_everything_else_comes_from_the_shipped_recipe(kind: str, size: list[int], tmp_path: Path) -> None:
+    published = checkpoint(kind, mask_tokens=2)
+    for part in ("encoder", "target_encoder", "predictor"):
+        name = "predictor_pos_embed" if part == "predictor" else "pos_embed"
+        if kind == "vjepa":
+            published[part][f"module.backbone.{name}"] = table(24 if part == "predictor" else 32, 8, 14, 14)
+        if part != "predictor":
+            published[part]["module.backbone.patch_embed.proj.weight"] = torch.randn(32, 3, 2, 16, 16)
+    told = Told(heads=2, predictor_heads=2)
+    model, _ = read(saved(published, tmp_path / "p.pth.tar"), kind, told)  # type: ignore[arg-type]
+    assert (model.recipe["recipe"], model.recipe["data"]["size"]) == (f"{kind}_vitl16", size)
+    write(model, tmp_path / "folder")
+    assert jepa.load(tmp_path / "folder").features(wave(1, 3, 4, 32, 32)).shape == (1, 32)
+
+
 def test_numbers_recorded_from_the_published_code(clips: Told, tmp_path: Path) -> None:
     model, _ = read(saved(checkpoint("vjepa2", 2), tmp_path / "p.pt"), "vjepa2", clips)
     found = tokens(model, wave(2, 3, 4, 32, 32))
