@@ -221,7 +221,8 @@ def score_trained(sources: Sources, probe: TrainedProbe) -> list[Row]:
     All test samples are scored, or all labelled ones where there is no test set: nothing is trained.
 
     Raises:
-        DataError: no label has as many classes, or the model's tokens are not as wide as the probe takes.
+        DataError: no label has as many classes, one gives a sample several, or the model's tokens are not as wide as
+            the probe takes.
     """
     settings, many, device = sources.settings, probe.settings.classes, sources.settings.device
     fitting = {label: names for label, names in sources.labels.items() if names is not None and len(names) == many}
@@ -248,6 +249,8 @@ def score_trained(sources: Sources, probe: TrainedProbe) -> list[Row]:
         if probe.names is not None and sorted(probe.names) != sorted(names):
             log.warning("%s: the probe's classes have other names than the data's: matched by number", label)
         y, predicted = scored.labels[label], probe.codes(names)[scored.x["logits"].argmax(1)]
+        if y.ndim != 1:
+            raise DataError(f"label {label!r} gives samples several classes: trained_probe= tells which one it is")
         details = {"probe": probe.source, "samples": len(scored)}
         found = Row(label, "trained attentive", "model", "accuracy", accuracy(predicted, y), 0, details)
         rows += [found, *chances([found], y, y)]

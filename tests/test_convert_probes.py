@@ -13,12 +13,13 @@ from torch import Tensor
 from transformers import VJEPA2Config, VJEPA2ForVideoClassification
 
 import jepa
-from jepa import evaluate
+from jepa import evaluate, probing
 from jepa.build import RecipeError
 from jepa.checkpoint import CheckpointError
 from jepa.convert import ConversionError, read_probe
 from jepa.convert.__main__ import main
 from jepa.data import MovingShapes
+from jepa.probes.features import Features, extract
 from jepa.probes.trained import TrainedProbe
 from tests.test_convert import saved, vit_keys
 from tests.test_convert_attacks import Bomb
@@ -114,7 +115,9 @@ def test_probes_of_transformers(config: dict[str, Any], tmp_path: Path) -> None:
         torch.testing.assert_close(probe.head(x), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_converted_probe_is_scored_on_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_converted_probe_is_scored_on_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Model and probe of one folder of transformers, through both commands: the accuracy that transformers gives."""
     data = MovingShapes(count=24, size=[32, 32], frames=4, seed=1, split="test")
     names = data.label_names["shape"]
@@ -160,6 +163,14 @@ def test_a_converted_probe_is_scored_on_data(tmp_path: Path, capsys: pytest.Capt
         assert error.startswith("error: ")
         assert error.count("\n") == 1
         assert said in error
+
+    def hot(*arguments: Any, **named: Any) -> Features:
+        found = extract(*arguments, **named)
+        return Features(found.x, {name: y[:, None].expand(-1, 3) for name, y in found.labels.items()}, found.names)
+
+    monkeypatch.setattr(probing, "extract", hot)
+    assert evaluate.main([*command, *clips_data]) == 1
+    assert "gives samples several classes" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
