@@ -241,14 +241,14 @@ def score_trained(sources: Sources, probe: TrainedProbe) -> list[Row]:
 
     def encode(x: Tensor) -> dict[str, Tensor]:
         view = View(sources.model.normalize(x.to(device)))
-        return {"logits": head(encoder.features(view, (-1,))[0].dense())}
+        return {"shares": head(encoder.features(view, (-1,))[0].dense()).softmax(-1)}  # averaged over clips and views
 
     scored = sources.extract(sources.train if sources.test is None else sources.test, encode, "trained probe")
     rows: list[Row] = []
     for label, names in fitting.items():
         if probe.names is not None and sorted(probe.names) != sorted(names):
             log.warning("%s: the probe's classes have other names than the data's: matched by number", label)
-        y, predicted = scored.labels[label], probe.codes(names)[scored.x["logits"].argmax(1)]
+        y, predicted = scored.labels[label], probe.codes(names)[scored.x["shares"].argmax(1)]
         if y.ndim != 1:
             raise DataError(f"label {label!r} gives samples several classes: trained_probe= tells which one it is")
         details = {"probe": probe.source, "samples": len(scored)}
