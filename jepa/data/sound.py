@@ -114,7 +114,7 @@ class _Reader:
             raise UnreadableSample(name, f"no sound in it, {kinds(container)}")
         self.container, self.name, self.target_rate = container, name, rate
         self.stream: AudioStream = container.streams.audio[0]
-        self.stream.thread_type = "NONE"  # data workers run in parallel
+        self.stream.codec_context.thread_type = "NONE"  # data workers run in parallel
         if not self.stream.time_base or not self.stream.rate:
             raise UnreadableSample(name, "its sound has no times")
         self.tick = float(self.stream.time_base)  # seconds

@@ -81,7 +81,7 @@ class Tones(SampleDataset):
         name, rng = f"tones/{self.split}/{i}", np.random.default_rng([self.seed, self.split == "test", i])
         voices = [Voice.drawn(rng) for _ in range(int(rng.integers(1, MOST_SOURCES + 1)))]
         loudness = rng.uniform(*LOUDNESS)
-        labels = {
+        labels: dict[str, int | float | torch.Tensor] = {
             "timbre": list(TIMBRES).index(voices[0].timbre),
             "pitch": voices[0].pitch,
             "rhythm": list(RHYTHMS).index(voices[0].rhythm),

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import av
+from av.audio.stream import AudioStream
 from torch import Tensor
 
 from jepa.data.base import DataError, SampleDataset
@@ -46,6 +47,7 @@ def encode(path: Path, x: Tensor, rate: int, codec: str) -> None:
     frame.sample_rate, frame.pts = rate, 0
     with av.open(path, "w") as container:
         stream = container.add_stream(codec, rate=rate, layout=layout)
+        assert isinstance(stream, AudioStream)
         cut = av.AudioResampler(stream.format.name, layout, rate, frame_size=stream.frame_size or None)
         for part in [*cut.resample(frame), *cut.resample(None)]:
             container.mux(stream.encode(part))
