@@ -170,7 +170,7 @@ def test_training_depends_on_its_seed_alone_and_test_labels_choose_nothing():
 
 def test_refusals():
     data = marked_tokens(20, 0)
-    with pytest.raises(ValueError, match=r"tokens \(N, L, D\), got \(20, 16\)"):
+    with pytest.raises(ValueError, match=r"tokens \(N, L, D\) or \(N, V, L, D\), got \(20, 16\)"):
         fit_attentive(Labelled(data.x[:, 0], data.y), QUICK)
     with pytest.raises(ValueError, match="heads=3 does not divide the width 16"):
         fit_attentive(data, replace(QUICK, heads=3))
