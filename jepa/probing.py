@@ -32,6 +32,7 @@ from jepa.probes.finetune import finetune
 from jepa.probes.knn import knn_probe
 from jepa.probes.linear import LinearSettings, linear_probe
 from jepa.probes.lowshot import low_shot
+from jepa.probes.multilabel import mean_average_precision, multilabel_probe
 from jepa.probes.ridge import ridge_probe
 from jepa.probes.splits import held_out_split, random_split
 from jepa.probes.trained import TrainedProbe
@@ -180,7 +181,8 @@ class Sources:
 
     def _hold_out(self, features: Features, seed: int) -> tuple[Tensor, Tensor]:
         """Rows to train and to test on, in proportion to the first label of classes."""
-        classes = next((features.labels[name] for name, known in self.labels.items() if known is not None), None)
+        known = (features.labels[name] for name, classes in self.labels.items() if classes is not None)
+        classes = next((label for label in known if label.ndim == 1), None)
         if classes is None:
             return random_split(len(features), HELD_OUT, seed)
         return held_out_split(classes, HELD_OUT, seed)
@@ -201,7 +203,8 @@ def evaluate(sources: Sources) -> list[Row]:
         for label, classes in sources.labels.items():
             numeric = classes is None
             for probe in settings.probes:
-                if (probe == "regression") != numeric:
+                several = not numeric and splits["model"].train.labels[label].ndim == 2
+                if (probe == "regression") != numeric or (several and probe != "linear"):
                     continue
                 try:
                     if probe == "finetune":
@@ -258,10 +261,13 @@ def score_trained(sources: Sources, probe: TrainedProbe) -> list[Row]:
 
 
 def chances(rows: list[Row], y: Tensor, y_test: Tensor) -> list[Row]:
-    """Beside each probe the score of the most frequent class, or of the mean."""
+    """Beside each probe the score of the most frequent class, of the mean, or of no order at all."""
     found = {}
     for row in rows:
-        score = 0.0 if row.metric == "r2" else accuracy(y.mode().values.expand_as(y_test), y_test)
+        if row.metric == "map":
+            score = mean_average_precision(torch.zeros_like(y_test, dtype=torch.float32), y_test)
+        else:
+            score = 0.0 if row.metric == "r2" else accuracy(y.mode().values.expand_as(y_test), y_test)
         found[row.probe] = Row(row.task, row.probe, "chance", row.metric, score, row.seed, {})
     return [row for probe, row in found.items() if not probe.endswith(" last4")]
 
@@ -314,6 +320,8 @@ def run_probe(
     if probe == "knn":
         ks = [k for k in (10, 20, 100, 200) if k <= 0.6 * len(train)] or [10]  # which says that these are too few
         score = knn_probe(train, test, ks=ks, seed=seed)
+    elif probe == "linear" and train.y.ndim == 2:
+        score = multilabel_probe(train, test, seed=seed, device=device)
     elif probe == "linear":
         score = linear_probe(train, test, seed=seed, device=device)
     elif probe == "regression":

@@ -14,6 +14,7 @@ from jepa.probes.diagnostics import (
 from jepa.probes.knn import knn_predict, knn_probe
 from jepa.probes.linear import LinearProbe, LinearSettings, fit_linear, linear_probe
 from jepa.probes.lowshot import LowShot, low_shot
+from jepa.probes.multilabel import average_precision, mean_average_precision, multilabel_probe
 from jepa.probes.panel import CollapsePanel, measure
 from jepa.probes.ridge import ridge_probe
 from jepa.probes.splits import held_out_split, label_draw, random_split
@@ -34,6 +35,7 @@ __all__ = [
     "Verdict",
     "agreement",
     "attentive_probe",
+    "average_precision",
     "correlation_dimension",
     "fit_attentive",
     "fit_linear",
@@ -44,8 +46,10 @@ __all__ = [
     "label_draw",
     "linear_probe",
     "low_shot",
+    "mean_average_precision",
     "mean_cosine",
     "measure",
+    "multilabel_probe",
     "position_variance",
     "random_split",
     "rank_me",

@@ -43,7 +43,7 @@ class Score:
     """A probe's answer.
 
     Attributes:
-        metric: what `score` is: "accuracy" or "r2".
+        metric: what `score` is: "accuracy", "r2" or "map" (mean average precision).
         score: on the test samples.
         validation: the same metric on the held-out part of the training samples that settings were chosen by; NaN
             where nothing could be held out.

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from jepa import recipe as recipes
 from jepa import seeding
+from jepa.assemble import input_size
 from jepa.build import build
 from jepa.data.base import DataError, SampleDataset
 from jepa.data.batches import MAX_CONSECUTIVE_UNREADABLE, collate, some
@@ -153,6 +154,8 @@ def gather(run: Run, settings: Settings, advance: Callable[[int], object]) -> Ma
     samples, skipped = draw(run, settings)
     everything = collate(samples, [], [])
     x = everything.target.x
+    if x.ndim - 2 != len(input_size(run.recipe["data"]["size"])):  # waveforms: the batch transform makes what is shown
+        x = run.pretrained.normalize(x)
     grid = model.teacher.grid(x.shape[2:])
     tokens, pooled = encode(run.pretrained, x, max(POSED, MOST_TOKENS // prod(grid)), advance)
     batch_transform = build(run.recipe["data"]["batch_transform"], "data.batch_transform", trust=settings.trust)
