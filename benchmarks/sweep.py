@@ -89,9 +89,9 @@ def scores(run_dir: Path, features: str) -> Scores:
 
 
 def last_look(run_dir: Path) -> dict[str, Any]:
-    """The last row of a run's metrics that the collapse panel contributed to."""
+    """The last row of a run's metrics that the collapse panel contributed to; empty where it did not look."""
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return next(row for row in reversed(rows) if "target_rank" in row)
+    return next((row for row in reversed(rows) if "target_rank" in row), {})
 
 
 def cell(values: Sequence[float], digits: int = 3) -> str:
@@ -122,8 +122,8 @@ def table(sweep: Sweep) -> str:
                 name,
                 str(len(found)),
                 *(cell([each[task] for each in found if task in each]) for task in tasks),
-                cell([look["target_rank"] for look in looks], 1),
-                cell([look["loss"] for look in looks]),
+                cell([look["target_rank"] for look in looks if look], 1),
+                cell([look["loss"] for look in looks if look]),
             ]
         )
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
