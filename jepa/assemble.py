@@ -24,7 +24,7 @@ from jepa.probes.watch import Watch
 from jepa.seeding import Stream, key
 from jepa.settings import TrainSettings
 from jepa.trainer import Plan, Schedule, Trainer
-from jepa.types import Masks
+from jepa.types import JepaBatch, Masks
 
 log = logging.getLogger("jepa")
 
@@ -63,14 +63,7 @@ def assemble(recipe: Mapping[str, Any], settings: TrainSettings, accelerator: Ac
         first = batch_transform(first)
     except (TypeError, ValueError) as error:
         raise RecipeError(str(error)) from error
-    for view in (first.target, *(task.context for task in first.tasks)):
-        found = tuple(view.x.shape[2:])
-        if found != size:
-            raise RecipeError(f"data.size is {size}, but the data's transforms make views of {found}")
-    channels = first.target.x.shape[1]
-    if recipe["encoder"].get("in_chans", channels) != channels:
-        raise RecipeError(f"the data has {channels} channels: set encoder.in_chans={channels}")
-    check_statistics(model.encoder, data["batch_transform"])
+    check_inputs(first, size, model.encoder, recipe)
     steps = recipes.total_steps(settings, len(dataset))
     schedule = partial(build_schedule, steps=steps, batch_size=settings.batch_size, dataset_size=len(dataset))
     optim = recipe["optim"]
@@ -123,6 +116,22 @@ def fitting_grid(encoder: Encoder, size: Sequence[int]) -> tuple[int, ...]:
         return encoder.grid(size)
     except ValueError as error:
         raise RecipeError(f"encoder and data.size: {error}") from error
+
+
+def check_inputs(batch: JepaBatch, size: tuple[int, ...], encoder: Encoder, recipe: Mapping[str, Any]) -> None:
+    """What the encoder is given must be what the recipe says.
+
+    Raises:
+        RecipeError: views of another size, or with channels or statistics that are not the encoder's.
+    """
+    for view in (batch.target, *(task.context for task in batch.tasks)):
+        found = tuple(view.x.shape[2:])
+        if found != size:
+            raise RecipeError(f"data.size is {size}, but the data's transforms make views of {found}")
+    channels = batch.target.x.shape[1]
+    if recipe["encoder"].get("in_chans", channels) != channels:
+        raise RecipeError(f"the data has {channels} channels: set encoder.in_chans={channels}")
+    check_statistics(encoder, recipe["data"]["batch_transform"])
 
 
 def check_statistics(encoder: Encoder, node: Mapping[str, Any]) -> None:

@@ -9,7 +9,8 @@ import torch
 
 from jepa.data.base import DataError, SampleDataset, fingerprint_of
 from jepa.data.files import Files
-from jepa.data.sound import Excerpt, Short, read_sound
+from jepa.data.sampling import Short
+from jepa.data.sound import Excerpt, read_sound
 from jepa.data.videos import EXTENSIONS as VIDEOS
 from jepa.types import Sample
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import gcd
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import av
 import numpy as np
@@ -21,9 +21,9 @@ from torchaudio.transforms import Resample
 
 from jepa.data.base import DataError
 from jepa.data.container import kinds, opened
+from jepa.data.sampling import Short
 from jepa.types import UnreadableSample
 
-Short = Literal["pad", "loop", "skip"]
 PREROLL = 0.5  # seconds decoded before a crop: Opus asks for 0.08 (RFC 7845, 4.6), MP3's reservoir reaches back 0.3
 LOOK_BACK = (0, 1, 8)  # seconds: some demuxers seek to a packet after the time asked for
 NO_PREROLL = ("pcm_", "flac", "alac")  # decoders whose packets stand alone
