@@ -46,6 +46,7 @@ def assemble(recipe: Mapping[str, Any], settings: TrainSettings, accelerator: Ac
             raise RecipeError(f"target: {error}") from error
     size = input_size(data["size"])
     grid = fitting_grid(model.encoder, size)
+    steps = recipes.total_steps(settings, len(dataset))
     batches = Batches(
         dataset=dataset,
         transform=build(data["transform"], "data.transform") if data["transform"] else None,
@@ -56,6 +57,7 @@ def assemble(recipe: Mapping[str, Any], settings: TrainSettings, accelerator: Ac
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
         accumulate=settings.accumulate,
+        steps=steps,
     )
     first = batches[0]  # trouble with the data shows here, not in a worker
     batch_transform = build(data["batch_transform"], "data.batch_transform")
@@ -64,7 +66,6 @@ def assemble(recipe: Mapping[str, Any], settings: TrainSettings, accelerator: Ac
     except (TypeError, ValueError) as error:
         raise RecipeError(str(error)) from error
     check_inputs(first, size, model.encoder, recipe)
-    steps = recipes.total_steps(settings, len(dataset))
     schedule = partial(build_schedule, steps=steps, batch_size=settings.batch_size, dataset_size=len(dataset))
     optim = recipe["optim"]
     return Trainer(
@@ -160,7 +161,8 @@ def fitting_masker(recipe: Mapping[str, Any], model: JEPA, grid: tuple[int, ...]
     except ValueError as error:
         raise RecipeError(f"masker: {error}") from error
     encoder, predictor, name = model.encoder, model.predictor, type(masker).__name__
-    for drawn in masker.sample(1, grid, torch.Generator()):
+    posed = [drawn for progress in (0.0, 1.0) for drawn in masker.at(progress).sample(1, grid, torch.Generator())]
+    for drawn in posed:
         if isinstance(drawn, Masks) and not encoder.hides:
             raise RecipeError(
                 f"masker: {name} hides tokens, but encoder {type(encoder).__name__} sees whole inputs only: use "

@@ -21,6 +21,7 @@ from jepa.assemble import build_schedule, fitting_grid, fitting_masker, input_si
 from jepa.build import build, build_model
 from jepa.data.base import SampleDataset
 from jepa.data.batches import MAX_CONSECUTIVE_UNREADABLE, pose
+from jepa.interfaces import Masker
 from jepa.model import JEPA
 from jepa.settings import TrainSettings
 from jepa.types import JepaBatch, Masks, Motions, UnreadableSample, View
@@ -63,11 +64,22 @@ def describe(recipe: Mapping[str, Any]) -> str:
     grid = fitting_grid(model.encoder, shape)
     masker = fitting_masker(recipe, model, grid)
     count = min(SAMPLES, settings.batch_size)
-    drawn = masker.sample(count, grid, seeding.generator(recipe["seed"], seeding.Stream.MASK, 1))
-    cost = step_cost(recipe, drawn, count, (channels_of(dataset, recipe), *shape), settings)
+    drawn = {
+        when: now.sample(count, grid, seeding.generator(recipe["seed"], seeding.Stream.MASK, 1))
+        for when, now in ends(masker).items()
+    }
+    shape = (channels_of(dataset, recipe), *shape)
+    costs = [step_cost(recipe, masks, count, shape, settings) for masks in drawn.values()]
+    cost = Cost(max(cost.flops for cost in costs), max(cost.activations for cost in costs))
     return "\n".join(
         f"{name:<22}{value}" for name, value in rows(recipe, settings, model, grid, drawn, cost, steps, size)
     )
+
+
+def ends(masker: Masker) -> dict[str, Masker]:
+    """The masker; or as it is at first and at last, where it changes in training."""
+    first, last = masker.at(0.0), masker.at(1.0)
+    return {"": masker} if first is last else {" at first": first, " at last": last}
 
 
 def known_dataset(recipe: Mapping[str, Any]) -> SampleDataset | None:
@@ -158,7 +170,7 @@ def rows(
     settings: TrainSettings,
     model: JEPA,
     grid: tuple[int, ...],
-    drawn: Sequence[Masks | Motions],
+    drawn: Mapping[str, Sequence[Masks | Motions]],
     cost: Cost,
     steps: int,
     dataset_size: int | None,
@@ -173,7 +185,11 @@ def rows(
         ("target encoder", f"{fixed:,} parameters" if fixed else "the encoder itself"),
         ("predictor", f"{count_parameters(model.predictor):,} parameters"),
         ("grid", f"{' x '.join(map(str, grid))} = {prod(grid):,} tokens per sample for the target"),
-        *((f"task {number}", asked(masks)) for number, masks in enumerate(drawn, start=1)),
+        *(
+            (f"task {number}{when}", asked(masks))
+            for when, posed in drawn.items()
+            for number, masks in enumerate(posed, start=1)
+        ),
     ]
     epochs = f" = {samples / dataset_size:,.1f} epochs of {dataset_size:,}" if dataset_size else ""
     return [

@@ -99,6 +99,13 @@ class Masker(ABC):
             ValueError: naming the setting and what would work.
         """
 
+    def at(self, progress: float) -> Masker:
+        """The masker to draw with when this share of the run's steps has been taken, 0 at the first step.
+
+        It must serve every grid that this one serves. Most do not change.
+        """
+        return self
+
     @abstractmethod
     def sample(self, batch_size: int, grid: tuple[int, ...], generator: torch.Generator) -> Sequence[Masks | Motions]:
         """Boolean maps or motions for `batch_size` samples, one entry for each task.

@@ -41,6 +41,7 @@ class Batches(Dataset[JepaBatch]):
         batch_size: samples per optimiser step, of all processes and micro-batches together.
         rank, world_size: this process and the number of processes.
         accumulate: micro-batches per optimiser step.
+        steps: optimiser steps of the whole run, for maskers that change with them; None: it is not known.
 
     Raises:
         DataError: the dataset is empty, or the batch cannot be cut in equal slices.
@@ -58,6 +59,7 @@ class Batches(Dataset[JepaBatch]):
         rank: int = 0,
         world_size: int = 1,
         accumulate: int = 1,
+        steps: int | None = None,
     ) -> None:
         slices = accumulate * world_size
         if batch_size < 1 or batch_size % slices:
@@ -72,7 +74,7 @@ class Batches(Dataset[JepaBatch]):
             raise DataError(f"the dataset {type(dataset).__name__} is empty")
         self.dataset, self.transform, self.masker, self.grid = dataset, transform, masker, tuple(grid)
         self.seed, self.batch_size, self.rank, self.world_size = seed, batch_size, rank, world_size
-        self.accumulate, self.slice_size = accumulate, batch_size // slices
+        self.accumulate, self.slice_size, self.steps = accumulate, batch_size // slices, steps
         self._orders: dict[int, Tensor] = {}
         self._drawn: tuple[int, Sequence[Masks | Motions]] = (0, [])
 
@@ -139,7 +141,8 @@ class Batches(Dataset[JepaBatch]):
         """Masks of the whole global batch, drawn once for consecutive micro-batches of a step."""
         if self._drawn[0] != step:
             generator = seeding.generator(self.seed, Stream.MASK, step)
-            drawn = self.masker.sample(self.batch_size, self.grid, generator)
+            masker = self.masker if self.steps is None else self.masker.at((step - 1) / self.steps)
+            drawn = masker.sample(self.batch_size, self.grid, generator)
             if not drawn:
                 raise DataError(f"{type(self.masker).__name__} posed no task at step {step}")
             for task, masks in enumerate(drawn):

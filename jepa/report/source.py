@@ -230,8 +230,9 @@ def encode(pretrained: Pretrained, x: Tensor, keep: int, advance: Callable[[int]
 
 
 def pose(run: Run, samples: Sequence[Sample], grid: tuple[int, ...], settings: Settings) -> JepaBatch:
-    """The run's prediction problems on these samples."""
+    """The prediction problems that the run poses at the shown step, on these samples."""
     masker: Masker = build(run.recipe["masker"], "masker", trust=settings.trust)
+    masker = masker.at(min(1.0, run.pretrained.step / run.steps))
     count = len(samples)
     whole = max(count, run.settings.batch_size)  # masks of the published kind depend on the batch that they are part of
     drawn = masker.sample(whole, grid, seeding.generator(settings.seed, Stream.MASK, 1))
