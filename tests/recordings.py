@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jepa.data.sound import RANGE
+from jepa.data.waveform import RANGE
 
 
 def wave(rate: int, seconds: float, channels: int = 1) -> np.ndarray:

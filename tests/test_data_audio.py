@@ -6,15 +6,20 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
 import torchaudio.functional as F
 from torch import Tensor
+from torchaudio.transforms import Resample
 
 from jepa import seeding
 from jepa.data import Audio, Batches, DataError, loader
+from jepa.data.resample import resampler
 from jepa.data.sound import Excerpt, _Reader, read_sound
+from jepa.data.waveform import Waveform
+from jepa.probes.features import InOrder, recordings
 from jepa.seeding import Stream
 from jepa.types import UnreadableSample
 from tests.films import film
@@ -84,6 +89,39 @@ def test_a_resampled_crop_is_a_part_of_the_whole_resampled(folder: Path, own: in
         first = round(place * (SECONDS - 0.5) * rate)
         assert crop.shape == (1, rate // 2)
         torch.testing.assert_close(crop, whole[:, first : first + rate // 2], rtol=0, atol=3e-5)
+
+
+@pytest.mark.parametrize("ratio", [(441, 160), (160, 441), (3, 1), (1, 3), (2, 1), (80, 147), (1, 40)])
+def test_resampling_equals_torchaudio(ratio: tuple[int, int]) -> None:
+    for count in (1, 700, 9001):
+        x = torch.from_numpy(wave(count, 1, channels=2))
+        torch.testing.assert_close(resampler(*ratio)(x), Resample(*ratio)(x), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("codec", ["pcm_u8", "pcm_s16le", "pcm_s32le", "pcm_f32le", "flac", "libmp3lame"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_samples_of_every_kind_become_numbers_of_full_scale_1(folder: Path, codec: str, count: int) -> None:
+    ending = {"flac": "flac", "libmp3lame": "mp3"}.get(codec, "wav")
+    path = record(folder / f"kind_{codec}_{count}.{ending}", wave(16000, 1, count), 16000, codec)
+    whole = everything(path)
+    assert 0.2 < whole.abs().max() < 0.5
+    torch.testing.assert_close(heard(path, 0), whole[:, :8000].mean(0, keepdim=True), rtol=0, atol=1e-7)
+    assert torch.equal(heard(path, 0, channels=2), whole[:, :8000].expand(2, -1))
+
+
+def test_a_recording_that_changes_on_the_way_is_unreadable() -> None:
+    def frame(samples: int, rate: int = 16000, layout: str = "mono") -> av.AudioFrame:
+        made = av.AudioFrame.from_ndarray(np.ones((1 + (layout == "stereo"), samples), np.float32), "fltp", layout)
+        made.sample_rate = rate
+        return made
+
+    heard_so_far = Waveform("new.wav", frame(100), 1, 150)
+    for count in (100, 100):  # more than expected
+        heard_so_far.add(frame(count))
+    assert torch.equal(heard_so_far.joined(), torch.ones(1, 200))
+    for other in (frame(100, rate=8000), frame(100, layout="stereo")):
+        with pytest.raises(UnreadableSample, match=r"new.wav: damaged: its rate, channels or kind of samples change"):
+            heard_so_far.add(other)
 
 
 @pytest.fixture
@@ -245,6 +283,14 @@ def test_crops_of_a_recording_follow_each_other_and_are_drawn_from_the_global_ge
     assert min(map(len, starts)) > 6
     with pytest.raises(IndexError):
         sounds[8]
+
+
+def test_probes_take_the_crops_of_a_recording_together(tree: Path) -> None:
+    sounds = Audio(tree, 16000, 0.5, crops=3, random=False)
+    assert (len(sounds), recordings(sounds)) == (12, 4)
+    whole = InOrder(sounds, None, range(4))[1]
+    assert (whole.name, whole.x.shape) == ("bark/räv 2:30.WAV", (1, 3, 1, 8000))
+    assert all(torch.equal(whole.x[0, crop], sounds[3 + crop].x) for crop in range(3))
 
 
 def test_the_fingerprint_knows_files_and_excerpts(tree: Path, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ class Audio(SampleDataset):
         rate: samples per second; recordings of another rate are resampled.
         seconds: of a crop.
         channels: 1 mixes all channels; else recordings must have as many, or one, which is repeated.
-        crops: samples of each recording.
+        crops: samples of each recording; probes take them together.
         random: whether a crop begins at random in its part of the recording, or in the middle of what is possible.
         short: recordings shorter than a crop are followed by silence ("pad"), start again ("loop") or count as
             unreadable ("skip").
@@ -65,24 +65,24 @@ class Audio(SampleDataset):
         if crops < 1:
             raise DataError(f"need crops >= 1, got {crops}")
         self.files = Files(root, extensions, what="recordings", list_file=list_file)
-        self.crops, self.random = crops, random
+        self.clips, self.random = crops, random
 
     def __len__(self) -> int:
-        return len(self.files) * self.crops
+        return len(self.files) * self.clips
 
     def __getitem__(self, i: int) -> Sample:
         """x: (channels, samples) float32."""
         if not 0 <= i < len(self):
             raise IndexError(f"crop {i} of {len(self)}")
-        recording, crop = divmod(i, self.crops)
+        recording, crop = divmod(i, self.clips)
         name = self.files.name(recording)
         within = torch.rand(()).item() if self.random else 0.5
-        x = read_sound(self.files.root / name, name, self.excerpt, (crop + within) / self.crops)
-        return Sample(x, self.files.labels(recording), f"{name}#{crop}" if self.crops > 1 else name)
+        x = read_sound(self.files.root / name, name, self.excerpt, (crop + within) / self.clips)
+        return Sample(x, self.files.labels(recording), f"{name}#{crop}" if self.clips > 1 else name)
 
     @property
     def fingerprint(self) -> str:
-        return fingerprint_of([self.files.fingerprint, repr((self.excerpt, self.crops, self.random))])
+        return fingerprint_of([self.files.fingerprint, repr((self.excerpt, self.clips, self.random))])
 
     @property
     def label_names(self) -> dict[str, list[str] | None]:

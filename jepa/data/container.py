@@ -12,6 +12,7 @@ from av.container import InputContainer
 
 from jepa.types import UnreadableSample
 
+PROBED = 2**15  # bytes of a WAV file that libav searches for DTS in disguise; its default, 5 MB, takes 25 ms
 UNKNOWN_SIZE = 2**32 - 1  # in a RIFF header: written by a program that could not go back to its start
 
 
@@ -36,9 +37,10 @@ def opened(path: Path, name: str, what: str) -> Iterator[tuple[InputContainer, i
         raise UnreadableSample(name, "empty file")
     if (end := _end(head)) > size + 1:  # some leave out a last byte of padding
         raise UnreadableSample(name, f"cut off: {size} bytes of {end}")
+    options = {"protocol_whitelist": "file"} | ({"probesize": str(PROBED)} if head[8:12] == b"WAVE" else {})
     try:
         # as "file:", since libav would take a name with a colon for an address
-        container = av.open(f"file:{path}", options={"protocol_whitelist": "file"}, metadata_errors="ignore")
+        container = av.open(f"file:{path}", options=options, metadata_errors="ignore")
     except av.FFmpegError as error:
         raise UnreadableSample(
             name, f"cut off, damaged or not a {what} of a known kind ({error.strerror}), starts with {head[:12]!r}"

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from math import gcd
 from pathlib import Path
 from typing import get_args
 
 import av
-import numpy as np
 import torch
 from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.packet import Packet
 from torch import Tensor
-from torchaudio.transforms import Resample
 
 from jepa.data.base import DataError
 from jepa.data.container import kinds, opened
+from jepa.data.resample import resampler
 from jepa.data.sampling import Short
+from jepa.data.waveform import Waveform
 from jepa.types import UnreadableSample
 
 PREROLL = 0.5  # seconds decoded before a crop: Opus asks for 0.08 (RFC 7845, 4.6), MP3's reservoir reaches back 0.3
@@ -31,7 +30,6 @@ GUESSES = ("mp3", "aac", "ac3", "eac3", "dts", "amr", "mpeg", "mpegts", "avi")  
 FILTER = 64  # samples of the lower rate: safely more than the resampling filter reaches to both sides
 LARGEST_FILTER = 2**24  # weights of a resampler: rates without a common divisor would need gigabytes
 MISSING = 0.1  # seconds: files may say that they are so much longer than they are
-RANGE = {"u1": (128, 128), "i2": (0, 2**15), "i4": (0, 2**31), "i8": (0, 2**63)}  # silence and full scale
 
 
 @dataclass(frozen=True)
@@ -74,8 +72,8 @@ def read_sound(path: Path, name: str, excerpt: Excerpt, place: float) -> Tensor:
     decoder needs before it are decoded: after a seek, or, for kinds of files that do not say where a seek ends (MP3,
     bare AAC), after reading past the packets before it. In Matroska files places are known to a millisecond only.
 
-    torchaudio resamples: its filter is finite and has no state, so that a crop equals a part of the whole, which
-    libav's resampler does not promise, and it is as fast.
+    torchaudio's filter resamples: it is finite and has no state, so that a crop equals a part of the whole, which
+    libav's resampler does not promise.
 
     Args:
         path: the file.
@@ -131,8 +129,9 @@ class _Reader:
         first = round(place * max(room, 0) * excerpt.rate)
         count = min(excerpt.samples, round(length * excerpt.rate))
         margin = 1 / gcd(self.rate, excerpt.rate) + FILTER / min(self.rate, excerpt.rate)
-        x, start = self._decode(first / excerpt.rate - margin, (first + count) / excerpt.rate + margin)
-        piece = self._resampled(self._mixed(x, excerpt.channels), start, first, count)
+        begin, end = first / excerpt.rate - margin, (first + count) / excerpt.rate + margin
+        x, start = self._decode(begin, end, excerpt.channels)
+        piece = self._resampled(x, start, first, count)
         if (got := piece.shape[1]) < max(1, count - MISSING * excerpt.rate):
             end = (first + got) / excerpt.rate
             raise UnreadableSample(self.name, f"cut off or damaged: its sound ends after {end:.2f} of {length:.2f} s")
@@ -156,33 +155,30 @@ class _Reader:
             raise UnreadableSample(self.name, "no samples in it")
         return length
 
-    def _decode(self, begin: float, end: float) -> tuple[Tensor, int]:
-        """(all channels, samples) from `begin` seconds or earlier to `end` or later, and the number of the first."""
+    def _decode(self, begin: float, end: float, channels: int) -> tuple[Tensor, int]:
+        """(channels, samples) from `begin` seconds or earlier to `end` or later, and the number of the first."""
         alone = self.stream.codec_context.name.startswith(NO_PREROLL)
         for packets in self._from(begin - (0 if alone else PREROLL)):
-            parts: list[np.ndarray] = []
-            start, at = -1, -1  # numbers of the first sample that is kept, and of the next one
+            wave: Waveform | None = None
+            start, at = 0, -1  # numbers of the first sample that is kept, and of the next one
             for frame in self._frames(packets):
+                count = frame.samples
                 if at < 0:
                     self.rate = frame.sample_rate
+                    first, last = max(0, begin * self.rate), end * self.rate
                     at = max(0, round(((frame.pts or 0) - self.origin) * self.tick * self.rate))
-                    if at > max(0, begin * self.rate):
+                    if at > first:
                         break  # too late
-                at += frame.samples
-                if at > begin * self.rate:
-                    start = at - frame.samples if start < 0 else start
-                    parts.append(self._values(frame))
-                if at >= end * self.rate:
+                at += count
+                if at > first:
+                    if wave is None:
+                        start, wave = at - count, Waveform(self.name, frame, channels, int(last - first) + 2 * count)
+                    wave.add(frame)
+                if at >= last:
                     break
-            if parts:
-                break
-        else:
-            raise UnreadableSample(self.name, f"cut off or damaged: no sound at {max(0, begin):.2f} s")
-        x = np.concatenate(parts, axis=1)
-        if x.dtype.kind != "f":
-            middle, scale = RANGE[x.dtype.str[1:]]
-            x = (x.astype(np.float32) - np.float32(middle)) / np.float32(scale)
-        return torch.from_numpy(x.astype(np.float32, copy=False)), start
+            if wave is not None:
+                return wave.joined(), start
+        raise UnreadableSample(self.name, f"cut off or damaged: no sound at {max(0, begin):.2f} s")
 
     def _from(self, begin: float) -> Iterator[Iterator[Packet]]:
         """Packets from `begin` seconds on, or from further back if that turns out to be too late."""
@@ -214,18 +210,6 @@ class _Reader:
                     raise UnreadableSample(self.name, "damaged")
                 yield frame
 
-    def _values(self, frame: AudioFrame) -> np.ndarray:
-        """(all channels, samples) of a frame, as they are stored."""
-        values = frame.to_ndarray()
-        return values if frame.format.is_planar else values.reshape(-1, frame.layout.nb_channels).T
-
-    def _mixed(self, x: Tensor, channels: int) -> Tensor:
-        if channels == 1:
-            return x.mean(0, keepdim=True)
-        if len(x) not in (1, channels):
-            raise UnreadableSample(self.name, f"{len(x)} channels, neither 1 nor {channels}")
-        return x.expand(channels, -1)
-
     def _resampled(self, x: Tensor, start: int, first: int, count: int) -> Tensor:
         """`count` samples from number `first` on at the target rate, of source samples from number `start` on."""
         common = gcd(self.rate, self.target_rate)
@@ -234,11 +218,6 @@ class _Reader:
             if source * target > LARGEST_FILTER:
                 raise UnreadableSample(self.name, f"no practical filter from {self.rate} to {self.target_rate} Hz")
             block = -(-start // source)
-            x = _resampler(source, target)(x[:, block * source - start :])
+            x = resampler(source, target)(x[:, block * source - start :])
             start = block * target
         return x[:, first - start : first - start + count]
-
-
-@lru_cache(maxsize=16)
-def _resampler(source: int, target: int) -> Resample:
-    return Resample(source, target)
