@@ -11,11 +11,14 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
+from jepa.data.tones.files import OPUS_RATES, encode
 from jepa.pictures import few, to_image
 from jepa.report.charts import Chart
 
 SMALL, LARGE = 96, 256  # heights: below, pixels are kept and shown as such; above, pictures are made smaller
 MOVING, FRAMES, SECONDS = 128, 16, 1.6  # of moving pictures: least or largest height, most frames, once through
+
+HEARD, BITS = 12, 32_000  # of sounds: most seconds, and bits per second: 48 kB at most
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Picture:
         ratio: width over height.
         pixelated: whether it is so small that its pixels are shown as squares.
         still: of a moving picture its middle frame, a data URI; "" for others.
+        sound: to be played, a data URI; "" where there is nothing to hear.
     """
 
     source: str
@@ -35,6 +39,7 @@ class Picture:
     ratio: float
     pixelated: bool
     still: str = ""
+    sound: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ class Section:
     details: tuple[str, str] | None = None
 
 
-def picture(rgb: Tensor, caption: str = "") -> Picture:
+def picture(rgb: Tensor, caption: str = "", sound: str = "") -> Picture:
     """A picture (3, H, W) in [0, 1], as PNG if small and as WebP if not; one that moves (3, T, H, W) as a WebP that
     goes round and round."""
     if rgb.ndim == 4:
@@ -86,7 +91,7 @@ def picture(rgb: Tensor, caption: str = "") -> Picture:
     if image.height > LARGE:
         image = image.resize((round(image.width * LARGE / image.height), LARGE), Image.Resampling.LANCZOS)
     kind, options = ("png", {"optimize": True}) if pixelated else ("webp", {"quality": 82})
-    return Picture(uri(image, kind, **options), caption, image.width / image.height, pixelated)
+    return Picture(uri(image, kind, **options), caption, image.width / image.height, pixelated, sound=sound)
 
 
 def moving(rgb: Tensor, caption: str) -> Picture:
@@ -108,4 +113,16 @@ def uri(image: Image.Image, kind: str, **options: Any) -> str:
     """The file as a data URI."""
     file = BytesIO()
     image.save(file, kind, **options)
-    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
+    return data_uri(f"image/{kind}", file)
+
+
+def player(x: Tensor, rate: int) -> str:
+    """A waveform (C, samples) for a browser: its first seconds, mixed, as Opus in WebM, as a data URI."""
+    file = BytesIO()
+    mixed = x[:, : HEARD * rate].mean(0, keepdim=True)
+    encode(file, mixed, rate, "libopus", kind="webm", coded_rate=OPUS_RATES[-1], bit_rate=BITS)
+    return data_uri("audio/webm", file)
+
+
+def data_uri(kind: str, file: BytesIO) -> str:
+    return f"data:{kind};base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -15,7 +15,7 @@ from jepa.interfaces import Encoder
 from jepa.pictures import enlarge, heat, task_pictures, to_rgb
 from jepa.probes.attention_maps import attention_layers, attention_weights
 from jepa.probes.neighbours import centred, nearest
-from jepa.report.blocks import Row, Section, picture
+from jepa.report.blocks import BITS, HEARD, Row, Section, picture, player
 from jepa.report.charts import COLOURS, Chart, scatter
 from jepa.report.source import Material, Run
 from jepa.types import Indices, View
@@ -131,17 +131,24 @@ def neighbours(run: Run, material: Material) -> Section:
     shown = []
     for i, rgb in enumerate(inputs):
         found = to_rgb(material.x[rows[i]])
-        pictures = [picture(rgb, label_text(run, material, i) or "query")]
+        pictures = [picture(rgb, label_text(run, material, i) or "query", heard(material, i))]
         pictures += [
-            picture(near, " · ".join(filter(None, (label_text(run, material, int(row)), f"{c:.2f}"))))
-            for near, row, c in zip(found, rows[i], cosine[i].tolist(), strict=True)
+            picture(near, " · ".join(filter(None, (label_text(run, material, row), f"{c:.2f}"))), heard(material, row))
+            for near, row, c in zip(found, rows[i].tolist(), cosine[i].tolist(), strict=True)
         ]
         shown.append(Row(material.names[i], pictures))
     text = (
         f"The first picture of each row, and those of {len(content):,} samples whose mean embedding is nearest: cosine "
         "after the mean of all embeddings is taken away."
     )
+    if material.waves is not None:
+        text += f" Players hold the first {HEARD} seconds at most, as Opus of {BITS // 1000} kbit/s and one channel."
     return Section("neighbours", "Nearest neighbours", [text], rows=shown)
+
+
+def heard(material: Material, i: int) -> str:
+    """Sample i for a player, if it is a sound."""
+    return "" if material.waves is None else player(material.waves[i], material.rate)
 
 
 def label_text(run: Run, material: Material, i: int) -> str:

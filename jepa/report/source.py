@@ -98,6 +98,8 @@ class Material:
         batch: prediction problems on the first samples, inputs as in `x`; where views are moved or augmented, those.
         output: the model's answer to them; None from a model without a predictor.
         skipped: samples that could not be read.
+        waves: (n, C, samples) what `x` shows, where those are spectrograms of sounds.
+        rate: of the sounds, samples per second.
     """
 
     x: Tensor
@@ -110,6 +112,8 @@ class Material:
     batch: JepaBatch
     output: StepOutput | None
     skipped: Sequence[str]
+    waves: Tensor | None = None
+    rate: int = 0
 
 
 def open_run(settings: Settings, data: Sequence[str] = ()) -> Run:
@@ -153,7 +157,7 @@ def gather(run: Run, settings: Settings, advance: Callable[[int], object]) -> Ma
     model = run.pretrained.model
     samples, skipped = draw(run, settings)
     everything = collate(samples, [], [])
-    x = everything.target.x
+    x = raw_x = everything.target.x
     if x.ndim - 2 != len(input_size(run.recipe["data"]["size"])):  # waveforms: the batch transform makes what is shown
         x = run.pretrained.normalize(x)
     grid = model.teacher.grid(x.shape[2:])
@@ -167,7 +171,9 @@ def gather(run: Run, settings: Settings, advance: Callable[[int], object]) -> Ma
     batch = views.to("cpu") if makes_views else batch
     targets = F.layer_norm(tokens, tokens.shape[-1:]) if model.normalize_targets else tokens  # as JEPA.targets
     names = [sample.name for sample in samples]
-    return Material(x, names, everything.labels, grid, tokens, targets, pooled, batch, output, skipped)
+    rate = getattr(batch_transform, "rate", 0)
+    waves = raw_x if rate and raw_x.ndim == 3 else None
+    return Material(x, names, everything.labels, grid, tokens, targets, pooled, batch, output, skipped, waves, rate)
 
 
 def draw(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import av
 from av.audio.stream import AudioStream
@@ -39,16 +40,37 @@ def write_files(dataset: SampleDataset, folder: Path, rate: int, kind: str = "wa
     return write_labelled(dataset, folder, form, partial(encode, rate=rate, codec=CODECS[kind]))
 
 
-def encode(path: Path, x: Tensor, rate: int, codec: str) -> None:
-    """Write a waveform (C, samples) in -1..1 as one sound track."""
+def encode(
+    file: Path | BinaryIO,
+    x: Tensor,
+    rate: int,
+    codec: str,
+    *,
+    kind: str | None = None,
+    coded_rate: int | None = None,
+    bit_rate: int | None = None,
+) -> None:
+    """Write a waveform (C, samples) in -1..1 as one sound track of 16 bits, or of what a lossy codec has instead.
+
+    Args:
+        file: a path, or a file that is open for writing.
+        x: of one or two channels.
+        rate: samples per second.
+        codec: as libav calls it.
+        kind: of container, as libav calls it; None: that of the path's ending.
+        coded_rate: samples per second in the file; None: `rate`.
+        bit_rate: of a lossy codec, bits per second; None: its own.
+    """
     layout = "mono" if len(x) == 1 else "stereo"
     samples = (x.clamp(-1, 1) * (2**15 - 1)).round().short().T.contiguous().numpy().reshape(1, -1)
     frame = av.AudioFrame.from_ndarray(samples, format="s16", layout=layout)
     frame.sample_rate, frame.pts = rate, 0
-    with av.open(path, "w") as container:
-        stream = container.add_stream(codec, rate=rate, layout=layout)
+    with av.open(file, "w", format=kind, options={"fflags": "bitexact"}) as container:  # no date, no random names
+        stream = container.add_stream(codec, rate=coded_rate or rate, layout=layout)
         assert isinstance(stream, AudioStream)
-        cut = av.AudioResampler(stream.format.name, layout, rate, frame_size=stream.frame_size or None)
+        if bit_rate is not None:
+            stream.bit_rate = bit_rate
+        cut = av.AudioResampler(stream.format.name, layout, coded_rate or rate, frame_size=stream.frame_size or None)
         for part in [*cut.resample(frame), *cut.resample(None)]:
             container.mux(stream.encode(part))
         container.mux(stream.encode(None))

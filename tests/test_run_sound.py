@@ -1,0 +1,153 @@
+"""Sound files train as pictures do: exact resume, two processes, dry run, panel, probes, and a page to listen to."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import shutil
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from jepa import dry_run, evaluate, run
+from jepa import recipe as recipes
+from jepa.data import Audio
+from jepa.data.tones.__main__ import main as write_tones
+from jepa.report.__main__ import main as report
+from jepa.report.blocks import BITS, HEARD, player
+from tests.conftest import Ran, forget_accelerate
+from tests.test_distributed import STEPS, assert_same_training, torchrun
+from tests.test_report import section
+from tests.test_resume import assert_same_weights, numbers
+from tests.tiny import losses
+
+Run = Callable[..., Ran]
+COUNT, RATE = 24, 8000
+
+
+@pytest.fixture(scope="module")
+def sounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sounds")
+    assert write_tones([str(folder), f"count={COUNT}", f"rate={RATE}", "kind=flac"]) == 0
+    return folder
+
+
+def tiny(root: Path, *more: str) -> list[str]:
+    """Of files, with masks that change in the course of the run."""
+    return [
+        "recipe=ajepa_tiny",
+        "data=audio",
+        f"data.root={root}",
+        "data.dataset.list_file=labels.csv",
+        f"data.dataset.rate={RATE}",
+        "data.dataset.seconds=0.512",
+        "data.size=[32,32]",
+        "data.batch_transform.window=0.064",
+        "data.batch_transform.hop=0.016",
+        "data.workers=0",
+        "masker=curriculum",
+        "masker.then.targets=1",
+        "encoder.dim=32",
+        "encoder.depth=1",
+        "encoder.heads=2",
+        "predictor.dim=32",
+        "predictor.depth=1",
+        "train.batch_size=8",
+        "train.log_every=1",
+        *STEPS,
+        *more,
+    ]
+
+
+@pytest.fixture(scope="module")
+def trained(sounds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "whole"
+    forget_accelerate()
+    assert run.main([*tiny(sounds), f"run_dir={folder}"]) == 0
+    forget_accelerate()
+    return folder
+
+
+def test_a_run_on_sound_files_resumes_exactly(sounds: Path, trained: Path, tmp_path: Path, jepa_run: Run) -> None:
+    shutil.copytree(trained, tmp_path / "stopped")
+    shutil.rmtree(tmp_path / "stopped" / "checkpoints" / "step_00000006")
+    ran = jepa_run(*tiny(sounds), f"run_dir={tmp_path / 'stopped'}")
+    assert ran.status == 0, ran.err
+    assert "resumed after step 3" in ran.log
+    assert len(losses(trained)) == 6
+    assert numbers(tmp_path / "stopped") == numbers(trained)
+    assert_same_weights(tmp_path / "stopped", trained)
+
+
+def test_the_panel_watches_sound(trained: Path) -> None:
+    looked = [row for row in numbers(trained) if "target_rank" in row]
+    assert [row["step"] for row in looked] == [2, 4, 6]
+    for name in ("target_rank", "target_std", "position_share", "agreement_gain"):
+        assert all(np.isfinite(row[name]) for row in looked), name
+
+
+def test_two_processes_train_on_sound_as_one(sounds: Path, trained: Path, tmp_path: Path) -> None:
+    ran = torchrun(*tiny(sounds), f"run_dir={tmp_path / 'two'}")
+    assert ran.returncode == 0, ran.stderr
+    assert_same_training(tmp_path / "two", trained)
+
+
+def test_a_dry_run_of_sound_files(sounds: Path) -> None:
+    text = dry_run.describe(recipes.load_recipe([*tiny(sounds), "dry_run=true"]))
+    assert "4 x 4 = 16 tokens" in text
+    assert f"48 = 2.0 epochs of {COUNT}" in text
+
+
+def test_a_list_with_several_classes_is_probed(sounds: Path, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [line.split(",") for line in (sounds / "labels.csv").read_text().splitlines()]
+    column = lines[0].index("timbres")
+    (sounds / "timbres.csv").write_text("".join(f"{cells[0]},{cells[column]}\n" for cells in lines))
+    others = [key for key in tiny(sounds) if key.startswith(("data.dataset", "data.workers", "data.root", "data="))]
+    others = [key.replace("labels.csv", "timbres.csv") for key in others]
+    status = evaluate.main([f"run={trained}", "probes=[linear]", *others])
+    assert status == 0, capsys.readouterr().err
+    rows = json.loads((trained / "evaluation.json").read_text())
+    assert {(row["task"], row["metric"]) for row in rows} == {("timbres", "map")}
+    assert {row["features"] for row in rows} == {"model", "random_init", "pixels", "chance"}
+    assert all(0 < row["score"] <= 1 for row in rows)
+
+
+def decoded(source: str) -> np.ndarray:
+    """(samples,) at 48 kHz of a data URI."""
+    kind, _, text = source.partition(",")
+    assert kind == "data:audio/webm;base64"
+    with av.open(BytesIO(base64.b64decode(text))) as container:
+        return np.concatenate([frame.to_ndarray() for frame in container.decode(audio=0)], axis=1).mean(0)
+
+
+def test_the_neighbours_of_a_sound_can_be_heard(sounds: Path, trained: Path, tmp_path: Path) -> None:
+    assert report([f"run={trained}", "samples=16", f"output={tmp_path / 'page.html'}"]) == 0
+    page = (tmp_path / "page.html").read_text()
+    near = section(page, "neighbours")
+    players = re.findall(r'<audio controls preload="metadata" src="([^"]*)"></audio>', near)
+    assert len(players) == near.count("<img ") == page.count("<audio ") == 8 * 7
+    assert not re.search(r"https?://|<script", page)
+    name = re.findall("<h3>(.*?)</h3>", near)[0]
+    audio = Audio(sounds, RATE, 0.512, list_file="labels.csv")
+    whole = Audio(sounds, RATE, 1.024, list_file="labels.csv")
+    number = next(i for i in range(COUNT) if audio.files.name(i) == name)
+    played, track = decoded(players[0]), whole[number].x[0]
+    assert len(played) == pytest.approx(0.512 * 48000, abs=1000)
+    low = torch.nn.functional.avg_pool1d(torch.from_numpy(played)[None], 6)[0]  # 8 kHz again, roughly
+    found = torch.nn.functional.conv1d(track[None, None], low[200:3800][None, None])[0, 0]
+    energy = torch.nn.functional.conv1d(track[None, None] ** 2, torch.ones(1, 1, 3600))[0, 0]
+    assert (found / (energy * (low[200:3800] ** 2).sum()).sqrt()).max() > 0.9
+
+
+def test_players_are_small_and_the_same_each_time() -> None:
+    x = torch.randn(2, 20 * 22050, generator=torch.Generator().manual_seed(0)) / 8
+    heard = player(x, 22050)
+    assert heard == player(x, 22050)
+    assert len(heard) < 1.1 * HEARD * BITS / 8 * 4 / 3 + 2000
+    assert len(decoded(heard)) == pytest.approx(HEARD * 48000, abs=2000)
