@@ -5,7 +5,8 @@ Keys:
     data=NAME            labelled data of another group (data.root=DIR, data.test_root=DIR, ... as in recipes);
                          by default the run's own
     probes=[...]         knn, linear, lowshot, regression (the default), attentive (as in V-JEPA), attentive_deep (as in
-                         V-JEPA 2), finetune; linear also takes the last four blocks, concatenated ("last4")
+                         V-JEPA 2), finetune; linear also takes the last four blocks, concatenated ("last4");
+                         movement: how the view moved, from embeddings before and after (saccades; no labels needed)
     which=target         target or context encoder
     seeds=[0]            of splits, draws and random initialisation
     limit=N              at most so many training and test samples

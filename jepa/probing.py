@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,9 +14,11 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from jepa.build import build, build_model
+from jepa.data import Saccades, center_crop
 from jepa.data.base import DataError, SampleDataset
 from jepa.interfaces import Encoder
 from jepa.loading import Pretrained
+from jepa.maskers import Saccade
 from jepa.probes.attentive_fit import AttentiveSettings, attentive_probe
 from jepa.probes.base import Labelled, Score, accuracy
 from jepa.probes.features import (
@@ -32,16 +34,17 @@ from jepa.probes.finetune import finetune
 from jepa.probes.knn import knn_probe
 from jepa.probes.linear import LinearSettings, linear_probe
 from jepa.probes.lowshot import low_shot
+from jepa.probes.movement import MOVEMENT, movement_probe, pair_features, token_features
 from jepa.probes.multilabel import mean_average_precision, multilabel_probe
 from jepa.probes.ridge import ridge_probe
 from jepa.probes.splits import held_out_split, random_split
 from jepa.probes.trained import TrainedProbe
-from jepa.seeding import Stream, key
+from jepa.seeding import Stream, generator, key
 from jepa.types import View
 
 log = logging.getLogger(__name__)
 
-Name = Literal["knn", "linear", "lowshot", "regression", "attentive", "attentive_deep", "finetune"]
+Name = Literal["knn", "linear", "lowshot", "regression", "attentive", "attentive_deep", "finetune", "movement"]
 SOURCES = ("model", "random_init", "pixels")
 LOW_SHOT = LinearSettings(lrs=(1e-1,), min_steps=200, splits=3)  # a small grid: it is searched ten times
 HELD_OUT = 0.2  # of the labelled samples, where there is no test set
@@ -107,13 +110,13 @@ class Sources:
         if self.test is not None and self.test.label_names != self.labels:
             raise DataError(f"training and test labels differ: {self.labels} and {self.test.label_names}")
 
-    def splits(self, seed: int) -> dict[str, Split]:
-        """Training and test features of each source."""
+    def splits(self, seed: int, make: Callable[[str, int, SampleDataset, str], Features]) -> dict[str, Split]:
+        """Training and test features of each source, made by `features` or `pairs`."""
         found = {}
         for source in SOURCES:
-            fit = self.features(source, seed, self.train, "train")
+            fit = make(source, seed, self.train, "train")
             if self.test is not None:
-                found[source] = Split(fit, self.features(source, seed, self.test, "test"))
+                found[source] = Split(fit, make(source, seed, self.test, "test"))
             else:
                 kept, held = self._hold_out(fit, seed)
                 found[source] = Split(fit.take(kept), fit.take(held))
@@ -144,13 +147,16 @@ class Sources:
         return cached(Path(settings.run) / "features", identity, make)
 
     def extract(self, dataset: SampleDataset, encode: Callable, title: str) -> Features:
+        return self._extract(dataset, self.transform, encode, title)
+
+    def _extract(self, dataset: SampleDataset, transform: Callable | None, encode: Callable, title: str) -> Features:
         indices = None
         count, limit = recordings(dataset), self.settings.limit
         if limit is not None and limit < count:
-            generator = torch.Generator().manual_seed(key(0, Stream.PROBE, 100))
-            indices = torch.randperm(count, generator=generator)[:limit].sort().values.tolist()
+            order = torch.randperm(count, generator=generator(0, Stream.PROBE, 100))
+            indices = order[:limit].sort().values.tolist()
         workers = self.data["workers"]
-        return extract(dataset, self.transform, encode, indices=indices, workers=workers, title=title)
+        return extract(dataset, transform, encode, indices=indices, workers=workers, title=title)
 
     def encoder(self, source: str, seed: int) -> Encoder:
         """The model's encoder, or an untrained one of the same architecture."""
@@ -176,6 +182,31 @@ class Sources:
         node = self.data["eval_transform"]
         return self._build(node, "data.eval_transform") if node else None
 
+    def pairs(self, source: str, seed: int, dataset: SampleDataset, part: str) -> Features:
+        """Features of views before and after the movements of the run's masker, and these movements.
+
+        Raises:
+            DataError: the run's views do not move.
+        """
+        masker = self._build(self.model.recipe["masker"], "masker")
+        cut = self._build(self.data["batch_transform"], "data.batch_transform")
+        if not isinstance(masker, Saccade) or not isinstance(cut, Saccades):
+            raise DataError(
+                "probes=[movement] is for runs whose views move: masker jepa.maskers.Saccade and "
+                "data.batch_transform jepa.data.Saccades"
+            )
+        whole = cut.raw_shape((1, *cut.size))[1:]
+        encode = pixel_features(cut.normalize)
+        if source != "pixels":
+            encode = partial(token_features, self.encoder(source, seed))
+        random = generator(seed, Stream.PROBE, 102, ("train", "test").index(part))
+
+        def sample(count: int) -> Tensor:
+            return masker.sample(count, (1,), random)[0].motion
+
+        pairs = pair_features(cut, encode, sample, self.settings.device)
+        return self._extract(dataset, center_crop(whole, whole), pairs, f"{source}, pairs, {part}")
+
     def _build(self, node: Mapping[str, Any], where: str) -> Any:
         return build(node, where, trust=self.settings.trust)
 
@@ -195,14 +226,19 @@ def evaluate(sources: Sources) -> list[Row]:
         DataError: there are no labels, or a probe cannot use one (a single class, say).
     """
     settings = sources.settings
-    if not sources.labels:
+    of_labels = [probe for probe in settings.probes if probe != "movement"]
+    if of_labels and not sources.labels:
         raise DataError("the data has no labels to probe: use sub-folders, a list with labels, or another data=NAME")
     rows: list[Row] = []
     for seed in settings.seeds:
-        splits = sources.splits(seed)
+        if "movement" in settings.probes:
+            rows += movement_rows(sources, seed)
+        if not of_labels:
+            continue
+        splits = sources.splits(seed, sources.features)
         for label, classes in sources.labels.items():
             numeric = classes is None
-            for probe in settings.probes:
+            for probe in of_labels:
                 several = not numeric and splits["model"].train.labels[label].ndim == 2
                 if (probe == "regression") != numeric or (several and probe != "linear"):
                     continue
@@ -285,6 +321,20 @@ def probe_rows(probe: Name, label: str, sources: Mapping[str, Split], seed: int,
             for name, score, details in run_probe(probe, train, test, label, seed, device):
                 rows.append(Row(label, f"{name}{suffix}", source, score.metric, score.score, seed, details))
     return rows
+
+
+def movement_rows(sources: Sources, seed: int) -> list[Row]:
+    """Each component of movements, for each source and kind of features of pairs."""
+    rows = []
+    for source, split in sources.splits(seed, sources.pairs).items():
+        for kind in split.train.x.keys() - {MOVEMENT}:
+            train, test = (Labelled(part.x[kind], part.x[MOVEMENT]) for part in (split.train, split.test))
+            probe = "movement" if kind == "last" else f"movement {kind}"
+            for name, score in movement_probe(train, test, seed=seed).items():
+                details = {"chosen": dict(score.chosen), **score.details}
+                rows.append(Row(name, probe, source, score.metric, score.score, seed, details))
+    tasks = dict.fromkeys(row.task for row in rows)
+    return rows + [Row(task, "movement", "chance", "r2", 0.0, seed, {}) for task in tasks]
 
 
 def finetune_rows(sources: Sources, label: str, seed: int) -> list[Row]:

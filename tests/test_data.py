@@ -233,6 +233,20 @@ class Placed(Shapes):
         return self.places
 
 
+def test_light_comes_from_above_and_changes_nothing_else() -> None:
+    dark, lit = (Shapes(count=40, size=32, light=light) for light in (0.0, 1.0))
+    fall = []
+    for i in range(len(dark)):
+        before, after = dark[i].x.float(), lit[i].x.float()
+        fall.append((after - before).mean((0, 2)))
+        assert str(dark[i].labels) == str(lit[i].labels)
+    rows = torch.stack(fall)[:, [0, -1]]  # of the uppermost and the lowest row of pixels
+    assert (rows[:, 0] >= rows[:, 1]).float().mean() > 0.9  # where no object hides it
+    assert rows[:, 0].mean() > 20 > -20 > rows[:, 1].mean()
+    assert dark[0].x.equal(Shapes(count=40, size=32)[0].x)
+    assert dark.fingerprint != lit.fingerprint
+
+
 def test_distance_is_that_of_the_object_nearest_to_the_middle() -> None:
     data, nearer = Placed(100, size=(64, 96)), 0
     for i in range(100):
@@ -258,6 +272,7 @@ def test_edges_are_smooth() -> None:
         (lambda: Shapes(0), "count 0"),
         (lambda: Shapes(size=8), "size 8"),
         (lambda: Shapes(split="val"), "split 'val'"),
+        (lambda: Shapes(light=2), "light in 0..1"),
         (lambda: Digits("val"), "split 'val'"),
         (lambda: Digits(size=4), "size 4"),
         (lambda: Digits(copies=2), "use placed = true"),

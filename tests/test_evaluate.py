@@ -153,6 +153,7 @@ def test_own_folder_holds_out_its_own_test_set(trained: Path, tmp_path: Path) ->
         (["data=images", "data.root=missing"], "missing"),
         (["embed=out.csv", *QUICK], ".parquet"),
         (["data=shapes", "limit=9", "probes=[knn]"], "choose k between 1 and that"),
+        (["data=shapes", "limit=9", "probes=[movement]"], "masker jepa.maskers.Saccade"),
     ],
 )
 def test_bad_requests_get_one_clear_error(

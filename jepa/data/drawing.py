@@ -41,6 +41,11 @@ class Canvas:
         picture += rng.uniform(0, 30) * (rng.random(self.size, dtype=np.float32) - 0.5)
         return picture
 
+    def darken(self, picture: Array, drop: float) -> None:
+        """Light from above: as much brightness is added at the upper edge as is taken at the lower, together `drop`."""
+        fall = np.float32(drop) * (np.float32(0.5) - self._y / self.size[0])
+        np.clip(picture + fall[:, None], 0, 255, out=picture)
+
     def draw(
         self,
         picture: Array,

@@ -32,13 +32,20 @@ class Shapes(SampleDataset):
         size: pixels, one number or (height, width).
         seed: seed of the scenes.
         split: "train" or "test"; they share no scene.
+        light: how much darker a background is at its lower edge than at its upper one, at most, as a share of white;
+            drawn anew for each scene. Without it nothing tells which side of a scene is the upper one.
 
     Raises:
         DataError: an argument is out of its range.
     """
 
     def __init__(
-        self, count: int = 10_000, size: int | Sequence[int] = 64, seed: int = 0, split: str = "train"
+        self,
+        count: int = 10_000,
+        size: int | Sequence[int] = 64,
+        seed: int = 0,
+        split: str = "train",
+        light: float = 0.0,
     ) -> None:
         self.size = pair(size)
         if count < 1 or min(self.size) < 16 or seed < 0 or split not in ("train", "test"):
@@ -46,7 +53,9 @@ class Shapes(SampleDataset):
                 f"need count >= 1, size >= 16, seed >= 0 and split train or test; "
                 f"got count {count}, size {size}, seed {seed}, split {split!r}"
             )
-        self.count, self.seed, self.split = count, seed, split
+        if not 0 <= light <= 1:
+            raise DataError(f"need light in 0..1, got {light}")
+        self.count, self.seed, self.split, self.light = count, seed, split, light
         self.canvas = Canvas(self.size)
 
     def __len__(self) -> int:
@@ -54,7 +63,7 @@ class Shapes(SampleDataset):
 
     @property
     def fingerprint(self) -> str:
-        return fingerprint_of(["shapes", str(self.count), str(self.size), str(self.seed), self.split])
+        return fingerprint_of(["shapes", str(self.count), str(self.size), str(self.seed), self.split, str(self.light)])
 
     @property
     def label_names(self) -> dict[str, list[str] | None]:
@@ -65,8 +74,11 @@ class Shapes(SampleDataset):
         """x: (3, *size) uint8."""
         if not 0 <= i < self.count:
             raise IndexError(f"scene {i} of {self.count}")
-        rng = np.random.default_rng([self.seed, self.split == "test", i])
+        key = [self.seed, self.split == "test", i]
+        rng, sky = np.random.default_rng(key), np.random.default_rng([*key, 1])  # with light or without: the same scene
         picture = self.canvas.background(rng)
+        if self.light:
+            self.canvas.darken(picture, 255 * self.light * sky.random())
         shape, colour = int(rng.integers(len(SHAPES))), int(rng.integers(len(COLOURS)))
         places = self._places(rng)
         for number, (x, y, diameter) in enumerate(places):
