@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import partial
 from math import sqrt
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from jepa import checkpoint
 from jepa import recipe as recipes
@@ -24,7 +25,7 @@ from jepa.probes.watch import Watch
 from jepa.seeding import Stream, key
 from jepa.settings import TrainSettings
 from jepa.trainer import Plan, Schedule, Trainer
-from jepa.types import JepaBatch, Masks
+from jepa.types import Input, JepaBatch, Masks, each
 
 log = logging.getLogger("jepa")
 
@@ -102,37 +103,52 @@ def assemble(recipe: Mapping[str, Any], settings: TrainSettings, accelerator: Ac
     )
 
 
-def input_size(size: int | Sequence[int]) -> tuple[int, ...]:
-    """`data.size` along each axis: one number means a square picture."""
-    return (size, size) if isinstance(size, int) else tuple(size)
+def input_size(size: Any) -> Any:
+    """`data.size` along each axis, or so for each modality: one number means a square picture."""
+    return each(size, lambda part: (part, part) if isinstance(part, int) else tuple(part))
 
 
-def fitting_grid(encoder: Encoder, size: Sequence[int]) -> tuple[int, ...]:
+def fitting_grid(encoder: Encoder, size: Any) -> tuple[int, ...]:
     """The encoder's grid for inputs of that size.
 
     Raises:
         RecipeError: it cannot take them.
     """
+    if isinstance(size, Mapping) != bool(encoder.modalities):
+        has = f"several modalities ({', '.join(size)})" if isinstance(size, Mapping) else "one modality"
+        takes = f"joins {', '.join(encoder.modalities)}" if encoder.modalities else "takes one"
+        raise RecipeError(f"encoder and data: the data has {has}, {type(encoder).__name__} {takes}")
     try:
         return encoder.grid(size)
     except ValueError as error:
         raise RecipeError(f"encoder and data.size: {error}") from error
 
 
-def check_inputs(batch: JepaBatch, size: tuple[int, ...], encoder: Encoder, recipe: Mapping[str, Any]) -> None:
+def check_inputs(batch: JepaBatch, size: Any, encoder: Encoder, recipe: Mapping[str, Any]) -> None:
     """What the encoder is given must be what the recipe says.
 
     Raises:
         RecipeError: views of another size, or with channels or statistics that are not the encoder's.
     """
     for view in (batch.target, *(task.context for task in batch.tasks)):
-        found = tuple(view.x.shape[2:])
+        found = each(view.x, lambda x: tuple(x.shape[2:]))
         if found != size:
             raise RecipeError(f"data.size is {size}, but the data's transforms make views of {found}")
-    channels = batch.target.x.shape[1]
-    if recipe["encoder"].get("in_chans", channels) != channels:
-        raise RecipeError(f"the data has {channels} channels: set encoder.in_chans={channels}")
+    node = recipe["encoder"]
+    for x, patches, key in modalities(batch.target.x, node):
+        channels = x.shape[1]
+        if patches.get("in_chans", channels) != channels:
+            raise RecipeError(f"the data has {channels} channels: set {key}={channels}")
     check_statistics(encoder, recipe["data"]["batch_transform"])
+
+
+def modalities(x: Input, node: Mapping[str, Any]) -> Iterator[tuple[Tensor, Mapping[str, Any], str]]:
+    """Each modality of an input, what the recipe's encoder says of it, and the key for its channels."""
+    if isinstance(x, Tensor):
+        yield x, node, "encoder.in_chans"
+        return
+    for name, part in x.items():
+        yield part, node.get("patches", {}).get(name, {}), f"encoder.patches.{name}.in_chans"
 
 
 def check_statistics(encoder: Encoder, node: Mapping[str, Any]) -> None:
@@ -168,7 +184,7 @@ def fitting_masker(recipe: Mapping[str, Any], model: JEPA, grid: tuple[int, ...]
                 f"masker: {name} hides tokens, but encoder {type(encoder).__name__} sees whole inputs only: use "
                 f"jepa.maskers.Saccade or Pair, or an encoder that takes masks, as jepa.encoders.ViT"
             )
-        query = type(pose(torch.empty(1, 1, *grid), drawn).query)
+        query = type(pose(torch.empty(1, 1), drawn, grid).query)
         if not issubclass(query, predictor.answers):
             raise RecipeError(
                 f"predictor: {type(predictor).__name__} answers {predictor.answers.__name__}, "

@@ -167,7 +167,7 @@ class Bench:
             seen = task.context.keep.total if task.context.keep is not None else 0
             tokens += seen
             if isinstance(task.query, Indices):
-                tokens += seen * (len(task.query) // len(batch.target.x)) + task.query.total
+                tokens += seen * (len(task.query) // len(batch.target)) + task.query.total
         return counter.get_total_flops(), tokens
 
 

@@ -24,7 +24,7 @@ from jepa.data.batches import MAX_CONSECUTIVE_UNREADABLE, pose
 from jepa.interfaces import Masker
 from jepa.model import JEPA
 from jepa.settings import TrainSettings
-from jepa.types import JepaBatch, Masks, Motions, UnreadableSample, View
+from jepa.types import JepaBatch, JointGrid, Masks, Motions, UnreadableSample, View, each
 
 SAMPLES = 32  # of which tokens, arithmetic and memory are estimated
 
@@ -68,8 +68,8 @@ def describe(recipe: Mapping[str, Any]) -> str:
         when: now.sample(count, grid, seeding.generator(recipe["seed"], seeding.Stream.MASK, 1))
         for when, now in ends(masker).items()
     }
-    shape = (channels_of(dataset, recipe), *shape)
-    costs = [step_cost(recipe, masks, count, shape, settings) for masks in drawn.values()]
+    shape = with_channels(channels_of(dataset, recipe), shape)
+    costs = [step_cost(recipe, masks, grid, count, shape, settings) for masks in drawn.values()]
     cost = Cost(max(cost.flops for cost in costs), max(cost.activations for cost in costs))
     return "\n".join(
         f"{name:<22}{value}" for name, value in rows(recipe, settings, model, grid, drawn, cost, steps, size)
@@ -88,13 +88,23 @@ def known_dataset(recipe: Mapping[str, Any]) -> SampleDataset | None:
     return None if "root" in node and node["root"] is None else build(node, "data.dataset")
 
 
-def channels_of(dataset: SampleDataset | None, recipe: Mapping[str, Any]) -> int:
-    """Channels of the first sample that can be read; the encoder's where there is none."""
+def channels_of(dataset: SampleDataset | None, recipe: Mapping[str, Any]) -> Any:
+    """Channels of the first sample that can be read; the encoder's where there is none. Or of each modality."""
     for i in range(0 if dataset is None else min(len(dataset), MAX_CONSECUTIVE_UNREADABLE)):
         assert dataset is not None
         with suppress(UnreadableSample):
-            return dataset[i].x.shape[0]
-    return recipe["encoder"].get("in_chans", 3)
+            return each(dataset[i].x, lambda x: x.shape[0])
+    node = recipe["encoder"]
+    if "patches" in node:
+        return {name: patch["in_chans"] for name, patch in node["patches"].items()}
+    return node.get("in_chans", 3)
+
+
+def with_channels(channels: Any, size: Any) -> Any:
+    """(C, *size), or so for each modality."""
+    if isinstance(size, Mapping):
+        return {name: (channels[name], *part) for name, part in size.items()}
+    return (channels, *size)
 
 
 def count_parameters(module: nn.Module | None) -> int:
@@ -115,20 +125,21 @@ class _ThereAndBack(nn.Module):
 def step_cost(
     recipe: Mapping[str, Any],
     drawn: Sequence[Masks | Motions],
+    grid: tuple[int, ...],
     samples: int,
-    shape: tuple[int, ...],
+    shape: Any,
     settings: TrainSettings,
 ) -> Cost:
     """Arithmetic and activations of forward and backward passes on these masks, traced without computing anything.
 
     Args:
-        shape: (C, *size) of what the encoder sees.
+        shape: (C, *size) of what the encoder sees, or so for each modality.
     """
     batch_transform = build(recipe["data"]["batch_transform"], "data.batch_transform")
     if hasattr(batch_transform, "raw_shape"):
         shape = batch_transform.raw_shape(shape)
-    x = torch.zeros(samples, *shape)
-    tasks = [pose(x, masks, task=task) for task, masks in enumerate(drawn)]
+    x = each(shape, lambda part: torch.zeros(samples, *part))
+    tasks = [pose(x, masks, grid, task=task) for task, masks in enumerate(drawn)]
     batch = batch_transform(JepaBatch(View(x), tasks))
     model = build_model(recipe, meta=True).train()
     weights: dict[str, Tensor] = {}
@@ -165,6 +176,13 @@ def asked(drawn: Masks | Motions) -> str:
     )
 
 
+def described(grid: tuple[int, ...]) -> str:
+    """A grid in words, or the grids of several modalities."""
+    if isinstance(grid, JointGrid):
+        return " + ".join(f"{name} {' x '.join(map(str, part))}" for name, part in grid.parts.items())
+    return " x ".join(map(str, grid))
+
+
 def rows(
     recipe: Mapping[str, Any],
     settings: TrainSettings,
@@ -184,7 +202,7 @@ def rows(
         ("encoder", f"{count_parameters(model.encoder):,} parameters"),
         ("target encoder", f"{fixed:,} parameters" if fixed else "the encoder itself"),
         ("predictor", f"{count_parameters(model.predictor):,} parameters"),
-        ("grid", f"{' x '.join(map(str, grid))} = {prod(grid):,} tokens per sample for the target"),
+        ("grid", f"{described(grid)} = {prod(grid):,} tokens per sample for the target"),
         *(
             (f"task {number}{when}", asked(masks))
             for when, posed in drawn.items()

@@ -5,8 +5,10 @@ Keys:
     data=NAME            labelled data of another group (data.root=DIR, data.test_root=DIR, ... as in recipes);
                          by default the run's own
     probes=[...]         knn, linear, lowshot, regression (the default), attentive (as in V-JEPA), attentive_deep (as in
-                         V-JEPA 2), finetune; linear also takes the last four blocks, concatenated ("last4");
-                         movement: how the view moved, from embeddings before and after (saccades; no labels needed)
+                         V-JEPA 2), finetune; linear also takes the last four blocks, concatenated ("last4").
+                         Without labels: movement, how the view moved, from embeddings before and after (saccades);
+                         retrieval, the sound of a clip among others (models that join modalities)
+    sources=[...]        of features: model, random_init, pixels; by default all three
     which=target         target or context encoder
     seeds=[0]            of splits, draws and random initialisation
     limit=N              at most so many training and test samples
@@ -124,14 +126,15 @@ def write(rows: Sequence[Row], folder: Path) -> None:
 def table(rows: Sequence[Row]) -> str:
     """Scores by task and probe, the model beside its baselines; means and spreads over seeds."""
     columns = ("model", "random_init", "pixels", "chance")
-    lines = [f"{'task':<12}{'probe':<24}{'metric':<10}" + "".join(f"{name:>15}" for name in columns)]
+    lines = [f"{'task':<16}{'probe':<24}{'metric':<10}" + "".join(f"{name:>15}" for name in columns)]
     for task, probe, metric in dict.fromkeys((row.task, row.probe, row.metric) for row in rows):
         cells = []
         for source in columns:
-            scores = [r.score for r in rows if (r.task, r.probe, r.features) == (task, probe, source)]
+            kind = (task, probe, metric, source)
+            scores = [r.score for r in rows if (r.task, r.probe, r.metric, r.features) == kind]
             spread = f" ±{stdev(scores):.3f}" if len(scores) > 1 else ""
             cells.append(f"{mean(scores):.3f}{spread}" if scores else "")
-        lines.append(f"{task:<12}{probe:<24}{metric:<10}" + "".join(f"{cell:>15}" for cell in cells))
+        lines.append(f"{task:<16}{probe:<24}{metric:<10}" + "".join(f"{cell:>15}" for cell in cells))
     return "\n".join(lines)
 
 

@@ -81,7 +81,7 @@ class Explorer:
         self.x, self.names = x[:keep], list(names[:keep])
         self.layers = len(attention_layers(self.encoder))
         with tqdm(total=len(self.x), desc="embeddings", unit="sample", dynamic_ncols=True) as bar:
-            tokens, _ = encode(pretrained, self.x, keep, bar.update)
+            tokens, _ = encode(pretrained, self.x, keep, bar.update, [slice(None)])
         self.content, _ = centred(tokens)
         self.rgb = to_rgb(self.x)
         self.cells = enlarge(torch.arange(prod(self.grid)).view(self.grid), self.x.shape[2:])  # ([T,] H, W)
@@ -162,7 +162,10 @@ def explorer(settings: ExploreSettings) -> Explorer:
     if not attention_layers(run.pretrained.encoder("target")):
         raise RecipeError(f"{settings.run}: {type(run.pretrained.encoder('target')).__name__} has no self-attention")
     samples, _ = draw(run, settings)
-    return Explorer(run.pretrained, collate(samples, [], []).target.x, [sample.name for sample in samples])
+    x = collate(samples, [], []).target.x
+    if not isinstance(x, Tensor):
+        raise RecipeError(f"{settings.run} joins {', '.join(x)}: the explorer shows models of one modality")
+    return Explorer(run.pretrained, x, [sample.name for sample in samples])
 
 
 def build_page(found: Explorer) -> Any:

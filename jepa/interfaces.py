@@ -16,17 +16,20 @@ class Encoder(nn.Module, ABC):
 
     Attributes:
         embed_dim: width D of the tokens.
+        modalities: names of those that it joins; none where its input is one tensor.
         hides: whether it can leave out what a view does not keep. A ConvNet cannot: it takes no masks.
         statistics: (mean, std) of each channel that its weights were trained with; None where any will do.
     """
 
     embed_dim: int
+    modalities: tuple[str, ...] = ()
     hides: bool = True
     statistics: tuple[Sequence[float], Sequence[float]] | None = None
 
     @abstractmethod
     def grid(self, input_size: Sequence[int]) -> tuple[int, ...]:
-        """Grid of tokens for an input of `input_size` (without batch and channels).
+        """Grid of tokens for an input of `input_size` (without batch and channels); where the encoder joins modalities,
+        a `JointGrid` for the sizes by name.
 
         Raises:
             ValueError: the encoder cannot take an input of this size.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -22,7 +23,7 @@ from jepa.card import model_card, without_paths
 from jepa.interfaces import Encoder
 from jepa.model import JEPA
 from jepa.recipe import PARTS, read
-from jepa.types import View
+from jepa.types import Input, View, each
 
 Which = Literal["target", "context"]
 Pool = Literal["mean", "none"]
@@ -49,7 +50,7 @@ class Pretrained(ModelHubMixin):
         model: JEPA,
         recipe: Mapping[str, Any],
         step: int,
-        normalize: Callable[[Tensor], Tensor],
+        normalize: Callable[[Any], Any],
         fingerprint: str,
         facts: Mapping[str, Any] | None = None,
     ) -> None:
@@ -121,7 +122,7 @@ class Pretrained(ModelHubMixin):
     @torch.inference_mode()
     def features(
         self,
-        x: Tensor,
+        x: Input,
         *,
         layers: Sequence[int] = (-1,),
         pool: Pool = "mean",
@@ -131,7 +132,8 @@ class Pretrained(ModelHubMixin):
         """Embeddings of inputs of any size that the encoder can cut into patches.
 
         Args:
-            x: (B, C, *size), uint8 (normalised here with the run's statistics) or float (taken as normalised).
+            x: (B, C, *size), uint8 (normalised here with the run's statistics) or float (taken as normalised); of an
+                encoder that joins modalities, any of them by name.
             layers: blocks whose output is used, -1 the last; each passes the final LayerNorm, and they are
                 concatenated. (-4, -3, -2, -1) with mean pooling is the I-JEPA paper's second linear probe.
             pool: "mean" over all tokens, or "none".
@@ -139,26 +141,31 @@ class Pretrained(ModelHubMixin):
             batch_size: inputs at a time.
 
         Returns:
-            (B, D * layers) for "mean", (B, *grid, D * layers) for "none", float32, on the CPU.
+            (B, D * layers) for "mean", (B, *grid, D * layers) for "none" (modalities one after the other), float32, on the CPU.
 
         Raises:
             ValueError: no inputs, channels or a size that the encoder cannot take, or an argument out of its range.
         """
-        if pool not in get_args(Pool) or not layers or not len(x):
+        count = len(View(x)) if len(x) else 0
+        if pool not in get_args(Pool) or not layers or not count:
             raise ValueError(
                 f"need inputs, layers and a pool of {', '.join(get_args(Pool))}; "
-                f"got {len(x)}, {list(layers)} and {pool!r}"
+                f"got {count}, {list(layers)} and {pool!r}"
             )
         encoder = self.encoder(which)
         device = next(encoder.parameters()).device
         out = []
-        for part in x.split(batch_size):
-            view = View(self.normalize(part.to(device)))
+        for start in range(0, count, batch_size):
+            view = View(self.normalize(each(x, partial(_piece, start=start, size=batch_size, device=device))))
             tokens = encoder.features(view, layers)
             dense = torch.cat([t.dense().float() for t in tokens], dim=-1)
             grid = tokens[0].index.grid
             out.append((dense.mean(1) if pool == "mean" else dense.unflatten(1, grid)).cpu())
         return torch.cat(out)
+
+
+def _piece(x: Tensor, *, start: int, size: int, device: torch.device) -> Tensor:
+    return x[start : start + size].to(device)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from jepa.types import Indices, JepaBatch, Task
+from jepa.types import Indices, JepaBatch, JointGrid, Task, View
 
 TARGET, MARGIN = (234, 88, 12), 6
 HIDDEN = 0.18  # brightness of what an encoder does not see
@@ -140,6 +140,40 @@ def crop(x: Tensor, cells: Tensor) -> Tensor:
     return x
 
 
+def of_modality(batch: JepaBatch, name: str) -> JepaBatch:
+    """What a batch shows of one modality, as if there were no other. A context may then hold nothing, and a task may
+    ask for no set."""
+
+    def view(whole: View) -> View:
+        assert not isinstance(whole.x, Tensor)
+        return View(whole.x[name], None if whole.keep is None else within(whole.keep, name))
+
+    tasks = []
+    for task in batch.tasks:
+        query = task.query
+        if isinstance(query, Indices):
+            samples = len(batch.target)
+            asked = within(query, name)
+            some = asked.lengths.view(samples, -1).any(0).repeat(samples)  # sets of other modalities are left out
+            query = _held(asked.maps()[some])
+        tasks.append(Task(view(task.context), query, task.share))
+    return JepaBatch(view(batch.target), tasks, batch.labels, batch.index)
+
+
+def within(index: Indices, name: str) -> Indices:
+    """The positions of one modality, on its own grid; sets may be empty."""
+    assert isinstance(index.grid, JointGrid)
+    return _held(index.maps()[:, index.grid.cells(name)].unflatten(1, index.grid.parts[name]))
+
+
+def _held(maps: Tensor) -> Indices:
+    """As `Indices.from_maps`, but a set, or all of them, may be empty."""
+    lengths = maps.flatten(1).sum(1)
+    values = maps.flatten(1).nonzero()[:, 1]
+    extremes = (int(lengths.min()), int(lengths.max())) if len(lengths) else (0, 0)
+    return Indices(values, lengths, tuple(maps.shape[1:]), *extremes)
+
+
 def task_pictures(batch: JepaBatch, task: Task, samples: int) -> list[dict[str, Tensor]]:
     """For each of the first samples, pictures by title: what the target encoder sees, what the context
     encoder sees, what the predictor is asked, and each target set. A motion or action is written in the title.
@@ -149,9 +183,9 @@ def task_pictures(batch: JepaBatch, task: Task, samples: int) -> list[dict[str, 
         task: one of the batch.
         samples: at most so many.
     """
-    inputs, views = to_rgb(batch.target.x[:samples]), to_rgb(task.context.x[:samples])
+    inputs, views = to_rgb(batch.target.signal[:samples]), to_rgb(task.context.signal[:samples])
     rows: list[dict[str, Tensor]] = [{"input": picture} for picture in inputs]
-    size = task.context.x.shape[2:]
+    size = task.context.signal.shape[2:]
     seen = torch.ones(len(views), *views.shape[2:], dtype=torch.bool)
     if task.context.keep is not None:
         seen = enlarge(task.context.keep.maps()[:samples].cpu(), size)
@@ -161,8 +195,10 @@ def task_pictures(batch: JepaBatch, task: Task, samples: int) -> list[dict[str, 
         for row, view, motion in zip(rows, views, task.query.tolist(), strict=False):
             row[f"asked {', '.join(f'{number:.2f}' for number in motion) or 'for the other view'}"] = view
         return rows
-    sets = len(task.query) // len(batch.target.x)
-    targets = enlarge(task.query.maps().cpu(), batch.target.x.shape[2:]).unflatten(0, (-1, sets))
+    sets = len(task.query) // len(batch.target)
+    if not sets:  # it asks for another modality
+        return rows
+    targets = enlarge(task.query.maps().cpu(), batch.target.signal.shape[2:]).unflatten(0, (-1, sets))
     width = frame_width(size)
     for row, picture, blocks in zip(rows, inputs, targets, strict=False):
         row["asked"] = asked(row["context"], blocks, width)
@@ -187,6 +223,21 @@ def mask_sheet(batch: JepaBatch, samples: int = 6) -> Image.Image:
         batch: as the encoder is given it.
         samples: of each task at the most; of clips no more than two.
     """
+    x = batch.target.x
+    sheets = (
+        _sheets(batch, samples)
+        if isinstance(x, Tensor)
+        else [sheet for name in x for sheet in _sheets(of_modality(batch, name), samples)]
+    )
+    out = Image.new("RGB", (max(sheet.width for sheet in sheets), sum(sheet.height for sheet in sheets)), "white")
+    top = 0
+    for sheet in sheets:
+        out.paste(sheet, (0, top))
+        top += sheet.height
+    return out
+
+
+def _sheets(batch: JepaBatch, samples: int) -> list[Image.Image]:
     sheets: list[Image.Image] = []
     for number, task in enumerate(batch.tasks, start=1):
         rows = task_pictures(batch, task, samples)
@@ -196,12 +247,7 @@ def mask_sheet(batch: JepaBatch, samples: int = 6) -> Image.Image:
         for clip, row in enumerate(rows[:CLIPS], start=1):
             name = f"task {number}, sample {clip}" if len(batch.tasks) > 1 else f"sample {clip}"
             sheets += [_strip_sheet(picture, f"{name}: {title}") for title, picture in row.items()]
-    out = Image.new("RGB", (max(sheet.width for sheet in sheets), sum(sheet.height for sheet in sheets)), "white")
-    top = 0
-    for sheet in sheets:
-        out.paste(sheet, (0, top))
-        top += sheet.height
-    return out
+    return sheets
 
 
 def _still_sheet(rows: Sequence[Mapping[str, Tensor]]) -> Image.Image:

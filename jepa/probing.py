@@ -6,8 +6,9 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import permutations
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -36,6 +37,7 @@ from jepa.probes.linear import LinearSettings, linear_probe
 from jepa.probes.lowshot import low_shot
 from jepa.probes.movement import MOVEMENT, movement_probe, pair_features, token_features
 from jepa.probes.multilabel import mean_average_precision, multilabel_probe
+from jepa.probes.retrieval import joint_embeddings, mapped, recalls
 from jepa.probes.ridge import ridge_probe
 from jepa.probes.splits import held_out_split, random_split
 from jepa.probes.trained import TrainedProbe
@@ -44,8 +46,10 @@ from jepa.types import View
 
 log = logging.getLogger(__name__)
 
-Name = Literal["knn", "linear", "lowshot", "regression", "attentive", "attentive_deep", "finetune", "movement"]
-SOURCES = ("model", "random_init", "pixels")
+Name = Literal[
+    "knn", "linear", "lowshot", "regression", "attentive", "attentive_deep", "finetune", "movement", "retrieval"
+]
+Source = Literal["model", "random_init", "pixels"]
 LOW_SHOT = LinearSettings(lrs=(1e-1,), min_steps=200, splits=3)  # a small grid: it is searched ten times
 HELD_OUT = 0.2  # of the labelled samples, where there is no test set
 
@@ -57,6 +61,7 @@ class Settings(BaseModel):
 
     run: str
     probes: tuple[Name, ...] = ("knn", "linear", "lowshot", "regression")
+    sources: tuple[Source, ...] = get_args(Source)
     which: Literal["target", "context"] = "target"
     seeds: tuple[int, ...] = (0,)
     limit: int | None = None
@@ -110,19 +115,19 @@ class Sources:
         if self.test is not None and self.test.label_names != self.labels:
             raise DataError(f"training and test labels differ: {self.labels} and {self.test.label_names}")
 
-    def splits(self, seed: int, make: Callable[[str, int, SampleDataset, str], Features]) -> dict[str, Split]:
+    def splits(self, seed: int, make: Callable[[Source, int, SampleDataset, str], Features]) -> dict[str, Split]:
         """Training and test features of each source, made by `features` or `pairs`."""
-        found = {}
-        for source in SOURCES:
-            fit = make(source, seed, self.train, "train")
-            if self.test is not None:
-                found[source] = Split(fit, make(source, seed, self.test, "test"))
-            else:
-                kept, held = self._hold_out(fit, seed)
-                found[source] = Split(fit.take(kept), fit.take(held))
-        return found
+        return {source: self.split(partial(make, source, seed), seed) for source in self.settings.sources}
 
-    def features(self, source: str, seed: int, dataset: SampleDataset, part: str) -> Features:
+    def split(self, make: Callable[[SampleDataset, str], Features], seed: int) -> Split:
+        """Features of training and of test samples, as `make` gives them for a dataset and what it is called."""
+        fit = make(self.train, "train")
+        if self.test is not None:
+            return Split(fit, make(self.test, "test"))
+        kept, held = self._hold_out(fit, seed)
+        return Split(fit.take(kept), fit.take(held))
+
+    def features(self, source: Source, seed: int, dataset: SampleDataset, part: str) -> Features:
         """Features of a dataset, from the cache in the run directory if they are there."""
         data, settings, model = self.data, self.settings, self.model
         tokens = any(probe.startswith("attentive") for probe in settings.probes)
@@ -182,7 +187,7 @@ class Sources:
         node = self.data["eval_transform"]
         return self._build(node, "data.eval_transform") if node else None
 
-    def pairs(self, source: str, seed: int, dataset: SampleDataset, part: str) -> Features:
+    def pairs(self, source: Source, seed: int, dataset: SampleDataset, part: str) -> Features:
         """Features of views before and after the movements of the run's masker, and these movements.
 
         Raises:
@@ -226,20 +231,23 @@ def evaluate(sources: Sources) -> list[Row]:
         DataError: there are no labels, or a probe cannot use one (a single class, say).
     """
     settings = sources.settings
-    of_labels = [probe for probe in settings.probes if probe != "movement"]
+    unlabelled = {"movement": movement_rows, "retrieval": retrieval_rows}
+    of_labels = [probe for probe in settings.probes if probe not in unlabelled]
     if of_labels and not sources.labels:
         raise DataError("the data has no labels to probe: use sub-folders, a list with labels, or another data=NAME")
     rows: list[Row] = []
     for seed in settings.seeds:
-        if "movement" in settings.probes:
-            rows += movement_rows(sources, seed)
+        for probe, rows_of in unlabelled.items():
+            if probe in settings.probes:
+                rows += rows_of(sources, seed)
         if not of_labels:
             continue
         splits = sources.splits(seed, sources.features)
+        first = next(iter(splits.values()))
         for label, classes in sources.labels.items():
             numeric = classes is None
             for probe in of_labels:
-                several = not numeric and splits["model"].train.labels[label].ndim == 2
+                several = not numeric and first.train.labels[label].ndim == 2
                 if (probe == "regression") != numeric or (several and probe != "linear"):
                     continue
                 try:
@@ -249,8 +257,7 @@ def evaluate(sources: Sources) -> list[Row]:
                         found = probe_rows(probe, label, splits, seed, settings.device)
                 except ValueError as error:
                     raise DataError(f"label {label!r}, probe {probe}: {error}") from error
-                model = splits["model"]
-                rows += found + chances(found, model.train.labels[label], model.test.labels[label])
+                rows += found + chances(found, first.train.labels[label], first.test.labels[label])
     return rows
 
 
@@ -337,11 +344,45 @@ def movement_rows(sources: Sources, seed: int) -> list[Row]:
     return rows + [Row(task, "movement", "chance", "r2", 0.0, seed, {}) for task in tasks]
 
 
+def retrieval_rows(sources: Sources, seed: int) -> list[Row]:
+    """How often what belongs to one modality is found by the other: with a linear map between their embeddings, and
+    with what the model itself predicts.
+
+    Raises:
+        DataError: the model has one modality.
+    """
+    encoders = {source: sources.encoder(source, seed) for source in sources.settings.sources if source != "pixels"}
+    if not all(encoder.modalities for encoder in encoders.values()):
+        raise DataError("probes=[retrieval] needs a model that joins modalities, as recipe=avjepa_tiny trains")
+    rows: list[Row] = []
+    for source, encoder in encoders.items():
+        whole = sources.model.model if source == "model" else None
+        encode = joint_embeddings(encoder, sources.model.normalize, whole)
+        split = sources.split(lambda data, part: sources.extract(data, encode, f"{source}, {part}"), seed)  # noqa: B023
+        train, test = split.train.x, split.test.x
+        for seen, asked in permutations(encoder.modalities, 2):
+            found = {"linear map": mapped((train[seen], train[asked]), (test[seen], test[asked]), seed)}
+            if whole is not None:
+                found["predictor"] = recalls(test[f"{asked} from {seen}"], test[asked])
+            for way, recall in found.items():
+                for k, score in recall.items():
+                    rows.append(Row(f"{asked} of {seen}", f"retrieval, {way}", source, f"recall@{k}", score, seed, {}))
+    tests = len(split.test)
+    kinds = dict.fromkeys((row.task, row.probe, row.metric) for row in rows)
+    chance = [
+        Row(task, probe, "chance", metric, int(metric.partition("@")[2]) / tests, seed, {})
+        for task, probe, metric in kinds
+    ]
+    return rows + chance
+
+
 def finetune_rows(sources: Sources, label: str, seed: int) -> list[Row]:
     """The model fine-tuned, and the same architecture trained from scratch."""
     train, test = sources.items(seed)
     rows = []
-    for source in ("model", "random_init"):
+    for source in sources.settings.sources:
+        if source == "pixels":
+            continue
         score = finetune(
             sources.encoder(source, seed),
             sources.model.normalize,

@@ -151,7 +151,9 @@ def check(recipe: Mapping[str, Any]) -> None:
         hints = argument_types(target)
         for key, value in node.items():
             optional = planning or where.startswith("data.labelled.")
-            later = _is_node(value) or (key in LENGTHS and where.startswith("optim.")) or (value is None and optional)
+            later = (
+                _holds_node(value) or (key in LENGTHS and where.startswith("optim.")) or (value is None and optional)
+            )
             if key in hints and not later:
                 convert(value, hints[key], f"{where}.{key}")
 
@@ -371,6 +373,11 @@ def _fit_replaced_parts(config: DictConfig, changed: set[str]) -> None:
         known = parameters(locate(node[TARGET], where))
         for name in [n for n in node if n != TARGET and n not in known and f"{where}.{n}" not in changed]:
             del node[name]
+
+
+def _holds_node(value: Any) -> bool:
+    """Whether a value is or holds what is built before it is handed on."""
+    return _is_node(value) or (isinstance(value, Mapping) and any(map(_is_node, value.values())))
 
 
 def _is_node(value: Any) -> bool:

@@ -164,7 +164,8 @@ def introduce(recipe: Mapping[str, Any], settings: TrainSettings, trainer: Train
     plan, accelerator, size = trainer.plan, trainer.accelerator, len(trainer.batches.dataset)
     masks = plan.run_dir / "masks.png"
     batch = trainer.batch_transform(trainer.batches[0])
-    if len(trainer.batches.grid) == batch.target.x.ndim - 2 <= 3:  # tokens have places, and there are pictures of them
+    x, grid = batch.target.x, trainer.batches.grid
+    if isinstance(x, Mapping) or len(grid) == x.ndim - 2 <= 3:  # tokens have places, and there are pictures of them
         mask_sheet(batch).save(masks)
         log.info("masks of the first batch: %s", masks)
     samples = plan.steps * settings.batch_size

@@ -28,10 +28,13 @@ class Section(BaseModel):
 SectionT = TypeVar("SectionT", bound=Section)
 
 
+Size = Count | tuple[Count, ...]
+
+
 class DataSettings(Section):
     """The section `data` of a recipe."""
 
-    size: Count | tuple[Count, ...]
+    size: Size | dict[str, Size]
     root: str | None
     test_root: str | None = None
     workers: int = Field(ge=0)

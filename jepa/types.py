@@ -19,6 +19,40 @@ import numpy as np
 import torch
 from torch import Tensor
 
+Input = Tensor | Mapping[str, Tensor]  # (B, C, *size), or one such tensor for each modality
+
+
+class JointGrid(tuple[int, ...]):
+    """The cells of the grids of several modalities, one grid after the other, along one axis.
+
+    Attributes:
+        parts: the grid of each modality, by name, in their order.
+    """
+
+    parts: dict[str, tuple[int, ...]]
+
+    def __new__(cls, parts: Mapping[str, Sequence[int]]) -> JointGrid:
+        self = super().__new__(cls, (sum(prod(grid) for grid in parts.values()),))
+        self.parts = {name: tuple(grid) for name, grid in parts.items()}
+        return self
+
+    def __getnewargs__(self) -> tuple[Any, ...]:
+        return (self.parts,)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, JointGrid):
+            return list(self.parts.items()) == list(other.parts.items())
+        return NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.parts.items()))
+
+    def cells(self, name: str) -> slice:
+        """Where a modality's cells lie."""
+        names = list(self.parts)
+        start = sum(prod(self.parts[before]) for before in names[: names.index(name)])
+        return slice(start, start + prod(self.parts[name]))
+
 
 @dataclass(frozen=True, eq=False)
 class Indices:
@@ -29,7 +63,7 @@ class Indices:
     Attributes:
         values: (N,) int64, row-major positions on `grid`, ascending within a set.
         lengths: (S,) int64, tokens of each set; their sum is N.
-        grid: size of the grid along each axis, e.g. (rows, columns).
+        grid: size of the grid along each axis, e.g. (rows, columns); of several modalities a `JointGrid`.
         min_length, max_length: extremes of `lengths`.
         task: number of the task of a batch that these positions belong to; a predictor may tell tasks apart.
     """
@@ -48,7 +82,7 @@ class Indices:
         Raises:
             ValueError: the lengths do not add up, a set is empty, or a position lies outside the grid.
         """
-        grid = tuple(int(g) for g in grid)
+        grid = as_grid(grid)
         if values.ndim != 1 or lengths.ndim != 1 or int(lengths.sum()) != len(values):
             raise ValueError(
                 f"lengths {tuple(lengths.shape)} sum to {int(lengths.sum())}, values hold {tuple(values.shape)}"
@@ -61,8 +95,9 @@ class Indices:
         return cls(values.long(), lengths.long(), grid, int(lengths.min()), int(lengths.max()))
 
     @classmethod
-    def from_maps(cls, maps: Tensor) -> Indices:
-        """Indices of the true cells of boolean `maps` (S, *grid), one set per map.
+    def from_maps(cls, maps: Tensor, grid: Sequence[int] | None = None) -> Indices:
+        """Indices of the true cells of boolean `maps` (S, *grid), one set per map, on that grid: `grid` says more of it
+        where it is a `JointGrid`.
 
         Raises:
             ValueError: `maps` is not boolean, or a map is empty.
@@ -76,14 +111,15 @@ class Indices:
         else:
             cells = flat.nonzero().flatten()
         bounds = torch.arange(sets + 1, device=flat.device) * size
-        return cls.of(cells % size, torch.searchsorted(cells, bounds).diff(), tuple(maps.shape[1:]))
+        lengths = torch.searchsorted(cells, bounds).diff()
+        return cls.of(cells % size, lengths, tuple(maps.shape[1:]) if grid is None else grid)
 
     @classmethod
     def all(cls, sets: int, grid: Sequence[int], device: torch.device | str | None = None) -> Indices:
         """Every position of `grid`, for each of `sets` sets."""
         size = prod(grid)
         values = torch.arange(size, device=device).repeat(sets)
-        return cls(values, torch.full((sets,), size, device=device), tuple(grid), size, size)
+        return cls(values, torch.full((sets,), size, device=device), as_grid(grid), size, size)
 
     def __len__(self) -> int:
         """Number of sets, S."""
@@ -119,6 +155,11 @@ class Indices:
     def apply(self, move: Callable[[Tensor], Tensor]) -> Indices:
         """The same indices with `move` applied to its tensors (a device, pinned memory)."""
         return replace(self, values=move(self.values), lengths=move(self.lengths))
+
+
+def as_grid(grid: Sequence[int]) -> tuple[int, ...]:
+    """A grid as it is compared and kept."""
+    return grid if isinstance(grid, JointGrid) else tuple(int(size) for size in grid)
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,10 +204,38 @@ class Tokens:
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """What an encoder is given: `x` (B, C, *size) and the positions it may see (`None`: all of them)."""
+    """What an encoder is given: `x` (B, C, *size), or such a tensor for each modality, and the positions it may see
+    (`None`: all of them)."""
 
-    x: Tensor
+    x: Input
     keep: Indices | None = None
+
+    def __len__(self) -> int:
+        """Number of samples, B."""
+        return len(any_part(self.x))
+
+    @property
+    def signal(self) -> Tensor:
+        """(B, C, *size), for what works on one modality.
+
+        Raises:
+            TypeError: the data has several.
+        """
+        if not isinstance(self.x, Tensor):
+            raise TypeError(
+                f"this takes one modality, the data has {', '.join(self.x)}: use jepa.encoders.JointViT, which joins them"
+            )
+        return self.x
+
+
+def each(x: Any, change: Callable[[Any], Any]) -> Any:
+    """`change` applied to an input, or to that of each modality."""
+    return {name: change(part) for name, part in x.items()} if isinstance(x, Mapping) else change(x)
+
+
+def any_part(x: Input) -> Tensor:
+    """An input, or that of its first modality: for the axes that all share."""
+    return x if isinstance(x, Tensor) else next(iter(x.values()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,13 +277,13 @@ class JepaBatch:
     skipped: tuple[str, ...] = ()
     share: float = 1.0
 
-    def map_inputs(self, change: Callable[[Tensor], Tensor]) -> JepaBatch:
-        """The same batch with `change` applied once to each distinct input tensor."""
+    def map_inputs(self, change: Callable[[Any], Any]) -> JepaBatch:
+        """The same batch with `change` applied once to each distinct input, all of its modalities together."""
         return self._map(change, lambda tensor: tensor)
 
     def apply(self, move: Callable[[Tensor], Tensor]) -> JepaBatch:
         """The same batch with `move` applied once to each distinct tensor."""
-        return self._map(move, move)
+        return self._map(lambda x: each(x, move), move)
 
     def to(self, device: torch.device | str) -> JepaBatch:
         return self.apply(lambda tensor: tensor.to(device, non_blocking=True))
@@ -222,11 +291,11 @@ class JepaBatch:
     def pin_memory(self) -> JepaBatch:
         return self.apply(Tensor.pin_memory)
 
-    def _map(self, on_input: Callable[[Tensor], Tensor], on_rest: Callable[[Tensor], Tensor]) -> JepaBatch:
-        done: dict[int, Tensor] = {}  # the views of a sample usually share one tensor: move it once
+    def _map(self, on_input: Callable[[Any], Any], on_rest: Callable[[Tensor], Tensor]) -> JepaBatch:
+        done: dict[int, Input] = {}  # the views of a sample usually share one input: move it once
 
-        def once(tensor: Tensor) -> Tensor:
-            return done.setdefault(id(tensor), on_input(tensor)) if id(tensor) not in done else done[id(tensor)]
+        def once(x: Input) -> Input:
+            return done.setdefault(id(x), on_input(x)) if id(x) not in done else done[id(x)]
 
         def view(v: View) -> View:
             return View(once(v.x), None if v.keep is None else v.keep.apply(on_rest))
@@ -308,12 +377,12 @@ class Sample:
     """One item of a dataset.
 
     Attributes:
-        x: (C, *size), uint8 for pictures, float otherwise.
+        x: (C, *size), uint8 for pictures, float otherwise; of several modalities one by name.
         labels: named labels, numbers or tensors of fixed shape; empty when there are none.
         name: what a person calls it: a path, or "shapes/17".
     """
 
-    x: Tensor
+    x: Any  # Input without B; datasets of one kind need not tell a type checker which
     labels: Mapping[str, int | float | Tensor] = field(default_factory=dict)
     name: str = ""
 

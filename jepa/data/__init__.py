@@ -4,9 +4,12 @@ from jepa.data.audio import Audio
 from jepa.data.augment import two_views
 from jepa.data.base import DataError, SampleDataset, fingerprint_of
 from jepa.data.batches import Batches, collate, loader
+from jepa.data.bouncing_sounds import BouncingSounds
 from jepa.data.clip_transforms import RandomErasing, clip_random_resized_crop, side_crops
 from jepa.data.digits import Digits
+from jepa.data.films import Films
 from jepa.data.images import Images
+from jepa.data.joint import JointInputs, each_modality
 from jepa.data.logmel import LogMel
 from jepa.data.mixture import Mixture
 from jepa.data.moving_shapes import MovingShapes
@@ -21,9 +24,12 @@ from jepa.data.views import Saccades, Views
 __all__ = [
     "Audio",
     "Batches",
+    "BouncingSounds",
     "DataError",
     "Digits",
+    "Films",
     "Images",
+    "JointInputs",
     "LogMel",
     "Mixture",
     "MovingShapes",
@@ -38,6 +44,7 @@ __all__ = [
     "center_crop",
     "clip_random_resized_crop",
     "collate",
+    "each_modality",
     "fingerprint_of",
     "loader",
     "random_resized_crop",

@@ -17,7 +17,19 @@ from jepa.data.base import DataError, SampleDataset
 from jepa.data.transforms import Transform
 from jepa.interfaces import Masker
 from jepa.seeding import Stream
-from jepa.types import Indices, JepaBatch, Masks, Motions, Sample, Task, UnreadableSample, View
+from jepa.types import (
+    Indices,
+    Input,
+    JepaBatch,
+    Masks,
+    Motions,
+    Sample,
+    Task,
+    UnreadableSample,
+    View,
+    as_grid,
+    each,
+)
 
 MAX_CONSECUTIVE_UNREADABLE = 64
 LAST_SECONDS = 30  # that a data worker lives on after SIGTERM
@@ -72,7 +84,7 @@ class Batches(Dataset[JepaBatch]):
             raise DataError(f"rank {rank} is not one of {world_size} processes")
         if len(dataset) == 0:
             raise DataError(f"the dataset {type(dataset).__name__} is empty")
-        self.dataset, self.transform, self.masker, self.grid = dataset, transform, masker, tuple(grid)
+        self.dataset, self.transform, self.masker, self.grid = dataset, transform, masker, as_grid(grid)
         self.seed, self.batch_size, self.rank, self.world_size = seed, batch_size, rank, world_size
         self.accumulate, self.slice_size, self.steps = accumulate, batch_size // slices, steps
         self._orders: dict[int, Tensor] = {}
@@ -96,7 +108,13 @@ class Batches(Dataset[JepaBatch]):
             shares.append(_predictions(masks[-1]) * self.world_size / _predictions(drawn))
         index = torch.tensor([i for i, _ in picked])
         return collate(
-            [sample for _, sample in picked], masks, shares, 1 / self.accumulate, index=index, skipped=skipped
+            [sample for _, sample in picked],
+            masks,
+            shares,
+            1 / self.accumulate,
+            grid=self.grid,
+            index=index,
+            skipped=skipped,
         )
 
     def _sample(self, position: int, skipped: list[str]) -> tuple[int, Sample]:
@@ -127,7 +145,8 @@ class Batches(Dataset[JepaBatch]):
         try:
             return Sample(self.transform(sample.x), sample.labels, sample.name)
         except Exception as error:
-            error.add_note(f"in the transform of sample {sample.name}, {sample.x.dtype} {tuple(sample.x.shape)}")
+            shown = each(sample.x, lambda x: f"{x.dtype} {tuple(x.shape)}")
+            error.add_note(f"in the transform of sample {sample.name}, {shown}")
             raise
 
     def _order(self, epoch: int) -> Tensor:
@@ -182,12 +201,15 @@ def _predictions(drawn: Masks | Motions) -> int:
     return len(drawn.motion) if isinstance(drawn, Motions) else int(drawn.targets.sum())
 
 
-def pose(x: Tensor, drawn: Masks | Motions, share: float = 1.0, task: int = 0) -> Task:
-    """The task, the so-manieth of its batch, that a masker's answer poses on x (B, C, *size)."""
+def pose(
+    x: Input, drawn: Masks | Motions, grid: tuple[int, ...] | None = None, share: float = 1.0, task: int = 0
+) -> Task:
+    """The task, the so-manieth of its batch, that a masker's answer poses on x, whose grid is that of the answer's maps
+    unless `grid` says more."""
     if isinstance(drawn, Motions):
         return Task(View(x), drawn.motion, share)
-    query = replace(Indices.from_maps(drawn.targets.flatten(0, 1)), task=task)
-    return Task(View(x, Indices.from_maps(drawn.context)), query, share)
+    query = replace(Indices.from_maps(drawn.targets.flatten(0, 1), grid), task=task)
+    return Task(View(x, Indices.from_maps(drawn.context, grid)), query, share)
 
 
 def collate(
@@ -196,10 +218,11 @@ def collate(
     shares: Sequence[float],
     share: float = 1.0,
     *,
+    grid: tuple[int, ...] | None = None,
     index: Tensor | None = None,
     skipped: Sequence[str] = (),
 ) -> JepaBatch:
-    """One batch in which all views share one x (B, C, *size).
+    """One batch in which all views share one x (B, C, *size), or one for each modality.
 
     Args:
         samples: B of them, equal in shape and in the names of their labels.
@@ -208,13 +231,14 @@ def collate(
             maps. Gradients summed over a step's micro-batches and averaged over its processes are then those of the
             mean over all target tokens of the global batch.
         share: of these samples in those of the process's step.
+        grid: that the masks lie on, where their shape does not say it: a `JointGrid`.
         index: (B,) positions of the samples in their dataset.
         skipped: samples that were replaced, as "name: reason".
 
     Raises:
         DataError: samples differ in shape, type or labels.
     """
-    x = _stack([sample.x for sample in samples], samples, "x", "use a transform with a fixed size")
+    x = _stack_inputs(samples)
     names = samples[0].labels.keys()
     for sample in samples:
         if sample.labels.keys() != names:
@@ -230,8 +254,16 @@ def collate(
         )
         for name in names
     }
-    tasks = [pose(x, drawn, part, task) for task, (drawn, part) in enumerate(zip(masks, shares, strict=True))]
+    tasks = [pose(x, drawn, grid, part, task) for task, (drawn, part) in enumerate(zip(masks, shares, strict=True))]
     return JepaBatch(View(x), tasks, labels, index, tuple(skipped), share)
+
+
+def _stack_inputs(samples: Sequence[Sample]) -> Input:
+    advice = "use a transform with a fixed size"
+    first = samples[0].x
+    if isinstance(first, Tensor):
+        return _stack([sample.x for sample in samples], samples, "x", advice)
+    return {name: _stack([sample.x[name] for sample in samples], samples, f"x of {name!r}", advice) for name in first}
 
 
 def _stack(tensors: list[Tensor], samples: Sequence[Sample], what: str, advice: str) -> Tensor:

@@ -47,9 +47,17 @@ def read_clip(path: Path, name: str, sampling: Sampling, place: float, *, min_si
     Raises:
         UnreadableSample: the file is missing, damaged, cut off, not a video, or too short for `short="skip"`.
     """
+    return read_timed_clip(path, name, sampling, place, min_side=min_side)[0]
+
+
+def read_timed_clip(
+    path: Path, name: str, sampling: Sampling, place: float, *, min_side: int | None = None
+) -> tuple[Tensor, float]:
+    """As `read_clip`, and when its first frame is shown, in seconds of the file's clock."""
     with opened(path, name, "video") as (container, size):
-        frames = _Reader(container, name, size, sampling).clip(place, min_side)
-    return torch.from_numpy(frames).permute(3, 0, 1, 2)
+        reader = _Reader(container, name, size, sampling)
+        frames = reader.clip(place, min_side)
+    return torch.from_numpy(frames).permute(3, 0, 1, 2), reader.begins
 
 
 class _Reader:
@@ -68,6 +76,7 @@ class _Reader:
         self.second = 1 / float(stream.time_base)
         self.interval = self.second / float(rate)  # between frames, on average
         self.begun = False  # reading
+        self.begins = 0.0  # seconds
         # AVI holds no times, and those that libav makes up for these are in the wrong order where there are B frames
         self.count = container.format.name == "avi" and stream.codec_context.name in LEAVES_OUT
 
@@ -98,6 +107,7 @@ class _Reader:
         if positions is None:
             seconds = (times[-1] - times[0] + self.interval) / self.second
             raise UnreadableSample(self.name, f"{len(times)} frames in {seconds:.2f} s are too short for a clip")
+        self.begins = times[positions[0]] / self.second
         return self._decode(packets, times, positions, min_side)
 
     def _video_stream(self) -> VideoStream:

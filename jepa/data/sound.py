@@ -65,7 +65,7 @@ class Excerpt:
         return self.samples / self.rate
 
 
-def read_sound(path: Path, name: str, excerpt: Excerpt, place: float) -> Tensor:
+def read_sound(path: Path, name: str, excerpt: Excerpt, place: float = 0.0, *, begins: float | None = None) -> Tensor:
     """A crop of a recording, or of a video's first sound track, as float32 (C, samples); full scale is 1.
 
     It is a part of what decoding and resampling the whole file would give, sample by sample. Only the crop and what its
@@ -79,14 +79,15 @@ def read_sound(path: Path, name: str, excerpt: Excerpt, place: float) -> Tensor:
         path: the file.
         name: what to call it in an error.
         excerpt: rate, length and channels.
-        place: of the crop, 0 at the start of the recording to 1 at its end.
+        place: of the crop, 0 at the start of the recording to 1 at its end; or
+        begins: when it begins, in seconds of the file's clock.
 
     Raises:
         UnreadableSample: the file is missing, damaged, cut off, without sound, silent there, or too short for
             `short="skip"`.
     """
     with opened(path, name, "sound file") as (container, _):
-        x = _Reader(container, name, excerpt.rate).crop(excerpt, place)
+        x = _Reader(container, name, excerpt.rate).crop(excerpt, place, begins)
     return checked(x, excerpt.silence, name)
 
 
@@ -121,13 +122,16 @@ class _Reader:
         guesses = any(kind in GUESSES for kind in container.format.name.split(","))
         self.packets = list(container.demux(self.stream)) if guesses or not self._said() else None
 
-    def crop(self, excerpt: Excerpt, place: float) -> Tensor:
+    def crop(self, excerpt: Excerpt, place: float, begins: float | None) -> Tensor:
         length = self._length()
-        room = length - excerpt.seconds
+        start = place * max(length - excerpt.seconds, 0) if begins is None else max(begins - self.origin * self.tick, 0)
+        room = length - start - excerpt.seconds
         if room < -0.5 / excerpt.rate and excerpt.short == "skip":
             raise UnreadableSample(self.name, f"{length:.2f} s are too short for a crop of {excerpt.seconds:g} s")
-        first = round(place * max(room, 0) * excerpt.rate)
-        count = min(excerpt.samples, round(length * excerpt.rate))
+        first = round(start * excerpt.rate)
+        count = min(excerpt.samples, round(length * excerpt.rate) - first)
+        if count < 1:
+            raise UnreadableSample(self.name, f"its sound ends after {length:.2f} s, before the clip at {start:.2f} s")
         margin = 1 / gcd(self.rate, excerpt.rate) + FILTER / min(self.rate, excerpt.rate)
         begin, end = first / excerpt.rate - margin, (first + count) / excerpt.rate + margin
         x, start = self._decode(begin, end, excerpt.channels)

@@ -54,7 +54,7 @@ class Saccades(Normalize):
         (task,) = batch.tasks
         if not isinstance(task.query, Tensor) or task.query.shape[1:] != (len(motion.NAMES),):
             raise TypeError("data.batch_transform makes moved views: the masker must be jepa.maskers.Saccade")
-        x = self.normalize(batch.target.x)
+        x = self.normalize(batch.target.signal)
         needed = room(self.size, *self.limits)
         if any(found < least for found, least in zip(x.shape[2:], needed, strict=True)):
             raise ValueError(
@@ -126,12 +126,13 @@ class Views(Normalize):
         (task,) = batch.tasks
         if not isinstance(task.query, Tensor):
             raise TypeError("data.batch_transform makes pairs of views: the masker must be jepa.maskers.Pair")
-        if batch.target.x.ndim < 4 or batch.target.x.shape[1] != 2:
+        x = batch.target.signal
+        if x.ndim < 4 or x.shape[1] != 2:
             raise ValueError(
                 f"data.batch_transform needs samples of two views (2, C, *size), "
-                f"got {tuple(batch.target.x.shape[1:])}: set data.transform to one of jepa.data.augment"
+                f"got {tuple(x.shape[1:])}: set data.transform to one of jepa.data.augment"
             )
-        first, second = (self.normalize(x) for x in batch.target.x.unbind(1))
+        first, second = map(self.normalize, x.unbind(1))
         if not self.both_ways:
             return replace(batch, target=View(first), tasks=[Task(View(second), task.query, task.share)])
         return replace(

@@ -129,8 +129,9 @@ class EnergyTransformer(Encoder):
 
     def descend(self, view: View) -> tuple[list[Tensor], Indices]:
         """g (N, D) before the first step and after each, and where its tokens are."""
-        index = view.keep or Indices.all(view.x.shape[0], self.grid(view.x.shape[2:]), view.x.device)
-        x = self.patch_embed(view.x, index) + self.position(index)
+        signal = view.signal
+        index = view.keep or Indices.all(len(signal), self.grid(signal.shape[2:]), signal.device)
+        x = self.patch_embed(signal, index) + self.position(index)
         layout = Layout.of(index)
         path = [self._normalized(x)]
         for _ in range(self.steps):

@@ -107,15 +107,16 @@ class Timm(Encoder):
     def _features(self, view: View) -> Tokens:
         if view.keep is not None:
             raise ValueError("Timm sees whole inputs: use a masker that hides nothing, or jepa.encoders.ViT")
-        if view.x.shape[1] != self.in_chans:
+        x = view.signal
+        if x.shape[1] != self.in_chans:
             raise ValueError(
-                f"the encoder takes {self.in_chans} channels, the input {tuple(view.x.shape)} has {view.x.shape[1]}: "
-                f"set encoder.in_chans={view.x.shape[1]}"
+                f"the encoder takes {self.in_chans} channels, the input {tuple(x.shape)} has {x.shape[1]}: "
+                f"set encoder.in_chans={x.shape[1]}"
             )
         if self.pool:
-            x = self.backbone.forward_head(self.backbone.forward_features(view.x), pre_logits=True)
+            x = self.backbone.forward_head(self.backbone.forward_features(x), pre_logits=True)
             return Tokens(x, Indices.all(len(x), (1,), x.device))
-        x = self._maps(self.backbone, view.x)
+        x = self._maps(self.backbone, x)
         return Tokens(x.flatten(0, 2), Indices.all(len(x), tuple(x.shape[1:3]), x.device))
 
     @staticmethod

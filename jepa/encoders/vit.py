@@ -96,8 +96,9 @@ class ViT(Encoder):
         return [Tokens(out, index) for out in self.transformer.intermediates(x, layout, layers)]
 
     def _embed(self, view: View) -> tuple[Tensor, Layout, Indices]:
-        index = view.keep or Indices.all(view.x.shape[0], self.grid(view.x.shape[2:]), view.x.device)
-        x = self.patch_embed(view.x, index)
+        signal = view.signal
+        index = view.keep or Indices.all(len(signal), self.grid(signal.shape[2:]), signal.device)
+        x = self.patch_embed(signal, index)
         if self.rotary is not None:  # the residual stream is in single precision under autocast too
             return x.to(torch.promote_types(x.dtype, torch.float32)), Layout.of(index, self.rotary(index)), index
         assert self.position is not None

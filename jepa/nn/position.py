@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jepa.types import Indices
+from jepa.types import Indices, JointGrid
 
 AxisOrder = Literal["last_first", "first_first"]
 
@@ -63,7 +63,8 @@ def sincos_table(
 
 
 class SinCosPosition(nn.Module):
-    """Fixed sin-cos positions, evaluated for whatever grid comes (Vaswani et al. 2017, per axis)."""
+    """Fixed sin-cos positions, evaluated for whatever grid comes (Vaswani et al. 2017, per axis); of several modalities
+    each has those of its own grid."""
 
     def __init__(self, dim: int, axis_order: AxisOrder = "last_first", uniform_power: bool = True) -> None:
         super().__init__()
@@ -74,13 +75,41 @@ class SinCosPosition(nn.Module):
 
     def forward(self, index: Indices) -> Tensor:  # -> (N, D)
         if torch.compiler.is_exporting():  # the program works for grids of any size
-            table = sincos_table(self.dim, index.grid, self.axis_order, self.uniform_power)
-            return table.to(index.values.device).index_select(0, index.values)
+            return self._table(index.grid).to(index.values.device).index_select(0, index.values)
         place = (index.grid, index.values.device)
         if place not in self._tables:
-            table = sincos_table(self.dim, index.grid, self.axis_order, self.uniform_power)
-            self._tables[place] = table.to(index.values.device)
+            self._tables[place] = self._table(index.grid).to(index.values.device)
         return self._tables[place].index_select(0, index.values)
+
+    def _table(self, grid: tuple[int, ...]) -> Tensor:
+        parts = grid.parts.values() if isinstance(grid, JointGrid) else [grid]
+        return torch.cat([sincos_table(self.dim, part, self.axis_order, self.uniform_power) for part in parts])
+
+
+class ModalityEmbedding(nn.Module):
+    """A learned vector for each modality, the same at all of its positions.
+
+    Args:
+        names: of the modalities.
+        dim: width D.
+    """
+
+    def __init__(self, names: Sequence[str], dim: int) -> None:
+        super().__init__()
+        self.vectors = nn.ParameterDict({name: torch.empty(dim) for name in names})
+        for vector in self.vectors.values():
+            nn.init.trunc_normal_(vector, std=0.02)
+
+    def forward(self, index: Indices) -> Tensor:  # -> (N, D)
+        """Vectors at the positions of a joint grid.
+
+        Raises:
+            TypeError: it is the grid of one modality without a name.
+        """
+        if not isinstance(index.grid, JointGrid):
+            raise TypeError(f"grid {index.grid} is not one of the modalities {', '.join(self.vectors)}")
+        table = torch.cat([self.vectors[name].expand(prod(grid), -1) for name, grid in index.grid.parts.items()])
+        return table.index_select(0, index.values)
 
 
 class LearnedPosition(nn.Module):

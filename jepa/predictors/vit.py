@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -11,7 +12,7 @@ from jepa.interfaces import Predictor
 from jepa.nn.attention import Layout
 from jepa.nn.blocks import Activation, Transformer
 from jepa.nn.init import init_weights, rescale_depth
-from jepa.nn.position import AxisOrder, SinCosPosition
+from jepa.nn.position import AxisOrder, ModalityEmbedding, SinCosPosition
 from jepa.nn.rotary import RopeStyle, RotaryPosition
 from jepa.types import Indices, Tokens
 
@@ -62,6 +63,7 @@ class ViTPredictor(Predictor):
         position, axis_order, uniform_power, rope_style: as the encoder's.
         mask_tokens: how many; the i-th task of a batch uses number i modulo this. V-JEPA has one for each of its tasks
             (Bardes et al. 2024), I-JEPA and V-JEPA 2 one altogether.
+        modalities: names, where the encoder joins several: each adds a learned vector to its positions.
         zero_init_mask_tokens: start them at zero, as V-JEPA, instead of at random.
         drop_path: stochastic depth rate of the last block.
         depth_rescale: divide the last projections of block l by sqrt(2 l).
@@ -83,6 +85,7 @@ class ViTPredictor(Predictor):
         axis_order: AxisOrder = "last_first",
         uniform_power: bool = True,
         rope_style: RopeStyle = "interleaved",
+        modalities: Sequence[str] = (),
         mask_tokens: int = 1,
         zero_init_mask_tokens: bool = False,
         drop_path: float = 0.0,
@@ -97,6 +100,7 @@ class ViTPredictor(Predictor):
         self.embed = nn.Linear(embed_dim, dim)
         turns = position == "rope"
         self.position = None if turns else SinCosPosition(dim, axis_order, uniform_power)
+        self.modality = ModalityEmbedding(modalities, dim) if modalities else None
         self.transformer = Transformer(
             dim, depth, heads, mlp_ratio, drop_path, grad_checkpointing, norm_eps, activation
         )
@@ -115,8 +119,9 @@ class ViTPredictor(Predictor):
         layout, rows, answers = pair_sequences(context.index, query)
         seen = self.embed(context.x)
         asked = self.mask_token[query.task % len(self.mask_token)].expand(query.total, -1)
-        if self.position is not None:
-            seen, asked = seen + self.position(context.index), asked + self.position(query)
+        for place in (self.position, self.modality):
+            if place is not None:
+                seen, asked = seen + place(context.index), asked + place(query)
         if self.rotary is not None:
             known, unknown = self.rotary(context.index), self.rotary(query)
             cos, sin = (torch.cat(pair).index_select(0, rows) for pair in zip(known, unknown, strict=True))

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from jepa.interfaces import Encoder
-from jepa.types import Sample, UnreadableSample, View
+from jepa.types import Input, Sample, UnreadableSample, View, any_part, each
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ class InOrder(Dataset[Sample | str]):
         except UnreadableSample as error:
             return str(error)
         changed = [self.transform(sample.x) if self.transform else sample.x for sample in found]
-        x = torch.stack([x if self.views else x[None] for x in changed], dim=1)
+        x = stacked([each(x, lambda part: part if self.views else part[None]) for x in changed], dim=1)
         name = found[0].name.removesuffix("#0") if self.clips > 1 else found[0].name
         return Sample(x, found[0].labels, name)
 
@@ -106,7 +106,7 @@ def keep(samples: list[Sample | str]) -> list[Sample | str]:
 def extract(
     dataset: Any,
     transform: Transform | None,
-    encode: Callable[[Tensor], dict[str, Tensor]],
+    encode: Callable[[Input], dict[str, Tensor]],
     *,
     indices: Sequence[int] | None = None,
     batch_size: int = 64,
@@ -142,7 +142,7 @@ def extract(
             if isinstance(reason, str):
                 log.warning("skipped %s", reason)
         if samples:
-            parts.append(whole(encode, torch.stack([sample.x for sample in samples])))
+            parts.append(whole(encode, stacked([sample.x for sample in samples])))
             read += [Sample(torch.empty(0), own(sample.labels), sample.name) for sample in samples]
     if not read:
         raise ValueError(f"none of {len(items)} samples could be read")
@@ -153,11 +153,19 @@ def extract(
     )
 
 
-def whole(encode: Callable[[Tensor], dict[str, Tensor]], x: Tensor) -> dict[str, Tensor]:
+def stacked(inputs: Sequence[Any], dim: int = 0) -> Input:
+    """Inputs as one, modality by modality."""
+    if isinstance(inputs[0], Mapping):
+        return {name: torch.stack([x[name] for x in inputs], dim) for name in inputs[0]}
+    return torch.stack(list(inputs), dim)
+
+
+def whole(encode: Callable[[Input], dict[str, Tensor]], x: Input) -> dict[str, Tensor]:
     """Features of recordings (B, views, clips, C, *size), as `extract` says."""
     found = {}
-    for kind, features in encode(x.flatten(0, 2)).items():
-        apart = features.float().cpu().unflatten(0, x.shape[:3])
+    shape = any_part(x).shape[:3]
+    for kind, features in encode(each(x, lambda part: part.flatten(0, 2))).items():
+        apart = features.float().cpu().unflatten(0, shape)
         found[kind] = apart.mean((1, 2)) if apart.ndim == 4 else apart.flatten(2, 3).squeeze(1)
     return found
 
@@ -167,30 +175,42 @@ def own(labels: Mapping[str, int | float | Tensor]) -> dict[str, Tensor]:
     return {name: torch.as_tensor(label).clone() for name, label in labels.items()}
 
 
-def encoder_features(encoder: Encoder, normalize: Callable[[Tensor], Tensor], *, tokens: bool) -> Callable:
-    """`encode` for an encoder: "last" and, where it shows its blocks, "last4", average-pooled; "tokens" on demand."""
+def encoder_features(encoder: Encoder, normalize: Callable[[Any], Input], *, tokens: bool) -> Callable:
+    """`encode` for an encoder: "last" and, where it shows its blocks, "last4", average-pooled; "tokens" on demand.
+
+    Of an encoder that joins modalities these are of all together, and by its name "last" of each one alone.
+    """
     device = next(encoder.parameters()).device
 
-    def encode(x: Tensor) -> dict[str, Tensor]:
-        view = View(normalize(x.to(device)))
+    def encode(x: Input) -> dict[str, Tensor]:
+        x = normalize(each(x, lambda part: part.to(device)))
         try:
-            layers = encoder.features(view, (-4, -3, -2, -1))
+            layers = encoder.features(View(x), (-4, -3, -2, -1))
         except ValueError:  # fewer than four blocks, or none to show
-            layers = encoder.features(view, (-1,))
+            layers = encoder.features(View(x), (-1,))
         pooled = [layer.dense().mean(1) for layer in layers]
         found = {"last": pooled[-1]} | ({"last4": torch.cat(pooled, dim=1)} if len(pooled) == 4 else {})
+        for name in encoder.modalities:
+            assert not isinstance(x, Tensor)
+            found[name] = encoder.features(View({name: x[name]}), (-1,))[0].dense().mean(1)
         return found | ({"tokens": layers[-1].dense()} if tokens else {})
 
     return encode
 
 
-def pixel_features(normalize: Callable[[Tensor], Tensor]) -> Callable[[Tensor], dict[str, Tensor]]:
-    """`encode` for the raw-input baseline: normalised inputs, averaged down to 16 cells an axis, flattened."""
+def pixel_features(normalize: Callable[[Any], Input]) -> Callable[[Input], dict[str, Tensor]]:
+    """`encode` for the raw-input baseline: normalised inputs, averaged down to 16 cells an axis, flattened.
 
-    def encode(x: Tensor) -> dict[str, Tensor]:
-        x = normalize(x)
+    Of several modalities together, and of each alone by its name.
+    """
+
+    def cells(x: Tensor) -> Tensor:
         pool: Callable = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)[x.ndim - 3]
-        return {"last": pool(x, tuple(min(PIXELS, size) for size in x.shape[2:])).flatten(1)}
+        return pool(x, tuple(min(PIXELS, size) for size in x.shape[2:])).flatten(1)
+
+    def encode(x: Input) -> dict[str, Tensor]:
+        found = each(normalize(x), cells)
+        return {"last": torch.cat(list(found.values()), dim=1), **found} if isinstance(x, Mapping) else {"last": found}
 
     return encode
 

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import cos, pi
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,9 +17,9 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from jepa.interfaces import Encoder
-from jepa.probes.features import InOrder, keep
+from jepa.probes.features import InOrder, keep, stacked
 from jepa.seeding import Stream, key
-from jepa.types import Sample, View
+from jepa.types import Input, Sample, View, each
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Classifier(nn.Module):
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, C, *size) -> (B, classes)
+    def forward(self, x: Input) -> Tensor:  # (B, C, *size) -> (B, classes)
         pooled = self.encoder(View(x)).dense().mean(1)
         return self.head(F.layer_norm(pooled, pooled.shape[-1:]))
 
@@ -80,7 +82,7 @@ def layer_groups(model: Classifier, settings: FinetuneSettings) -> list[dict]:
 
 def finetune(
     encoder: Encoder,
-    normalize: Callable[[Tensor], Tensor],
+    normalize: Callable[[Any], Input],
     train: InOrder,
     test: InOrder,
     label: str,
@@ -122,9 +124,8 @@ def finetune(
                     step = int(bar.n)
                     for group in optimizer.param_groups:
                         group["lr"] = settings.lr * group["scale"] * rise_and_fall(step, steps, settings.warmup)
-                    inputs = x.shape[1] * x.shape[2]
-                    logits = model(normalize(x.flatten(0, 2).to(device)))
-                    loss = F.cross_entropy(logits, y.to(device).repeat_interleave(inputs))
+                    logits = model(normalize(each(x, lambda part: part.flatten(0, 2).to(device))))
+                    loss = F.cross_entropy(logits, y.to(device).repeat_interleave(len(logits) // len(y)))
                     optimizer.zero_grad()
                     loss.backward()
                     torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
@@ -134,7 +135,8 @@ def finetune(
     right = total = 0
     with torch.inference_mode():
         for x, y in batches(test, label, at_once, workers):
-            probabilities = model(normalize(x.flatten(0, 2).to(device))).softmax(1).unflatten(0, (len(x), -1))
+            logits = model(normalize(each(x, lambda part: part.flatten(0, 2).to(device))))
+            probabilities = logits.softmax(1).unflatten(0, (len(y), -1))
             right += int((probabilities.mean(1).argmax(1).cpu() == y).sum())
             total += len(y)
     if not total:
@@ -152,7 +154,7 @@ def rise_and_fall(step: int, steps: int, warmup: float) -> float:
 
 def batches(
     items: InOrder, label: str, batch_size: int, workers: int, shuffle: int | None = None
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Iterator[tuple[Input, Tensor]]:
     """(x (B, views, clips, C, *size), y (B,)) of the readable samples; in an order of the seed `shuffle`, if given."""
     order = None if shuffle is None else torch.Generator().manual_seed(shuffle)
     loader = DataLoader(
@@ -162,6 +164,6 @@ def batches(
         samples = [sample for sample in found if isinstance(sample, Sample)]
         if samples:
             yield (
-                torch.stack([sample.x for sample in samples]),
+                stacked([sample.x for sample in samples]),
                 torch.stack([torch.as_tensor(sample.labels[label]) for sample in samples]).long(),
             )

@@ -12,10 +12,18 @@ from torch import Tensor
 from jepa.pictures import crop, cut, enlarge, frame_width, join, outline, shade, task_pictures, to_rgb
 from jepa.probes.neighbours import centred, nearest
 from jepa.report.blocks import Row, Section, picture
+from jepa.report.gallery import task_names
 from jepa.report.source import Material, Run
-from jepa.types import Indices, Tokens
+from jepa.types import Indices, Task, Tokens
 
 SHOWN, NEIGHBOURS = 6, 6
+EXPLAINED = (
+    "Predictions are embeddings. Here each predicted patch is replaced by the picture patch whose target embedding is "
+    "nearest, from all other samples and all positions (“predicted”); beside it the same with the true embeddings "
+    "(“best possible”): more cannot be seen this way. Then the first target set: the truth, and what other samples hold "
+    "at the same place, nearest to the prediction first. Only content counts: the mean embedding of each position is "
+    "taken away before."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,30 +44,50 @@ class Retrieval:
 
 
 def answers(run: Run, material: Material) -> Section:
+    title = "What the predictor thinks is there"
     if material.output is None:
-        return Section("answers", "What the predictor thinks is there", ["These weights came without a predictor."])
-    found = material.output.intermediates["tasks"][0]["prediction"]
-    if not isinstance(material.batch.tasks[0].query, Indices):
-        return other_views(material, found)
-    index = found.index.apply(lambda tensor: tensor.cpu())
+        return Section("answers", title, ["These weights came without a predictor."])
+    tasks = zip(material.batch.tasks, material.output.intermediates["tasks"], task_names(run, material), strict=True)
+    asked = [(task, found["prediction"], name) for task, found, name in tasks if "prediction" in found]
+    if not asked:
+        return Section("answers", title, ["No task asks for this modality."])
+    if not isinstance(asked[0][0].query, Indices):
+        return other_views(material, asked[0][1])
+    asked = asked if material.modality else asked[:1]
     content, mean = centred(material.targets)  # (m, G, D), (G, D)
-    said = Tokens(found.x.float().cpu() - mean[index.values], index)
-    sets = len(index) // len(material.batch.target.x)
-    retrieval = retrieve(said, content, sets, min(NEIGHBOURS, len(content) - 1))
-    posed = task_pictures(material.batch, material.batch.tasks[0], SHOWN)
-    blocks, pasted = index.maps(), collages(material, said, content, sets)
+    rows: list[Row] = []
+    numbers: list[str] = []
+    for task, found, name in asked:
+        index = found.index.apply(lambda tensor: tensor.cpu())
+        said = Tokens(found.x.float().cpu() - mean[index.values], index)
+        retrieval = retrieve(said, content, len(index) // len(material.batch.target), min(NEIGHBOURS, len(content) - 1))
+        shown = max(1, SHOWN // len(asked))
+        before = f"task {name}, " if len(asked) > 1 else ""
+        rows += question_rows(material, task, said, content, retrieval, shown, before)
+        numbers.append(f"{before.capitalize()}{in_numbers(retrieval)}")
+    return Section("answers", title, [EXPLAINED, *numbers], rows=rows)
+
+
+def question_rows(
+    material: Material, task: Task, said: Tokens, content: Tensor, retrieval: Retrieval, count: int, before: str
+) -> list[Row]:
+    """Two for each of the first samples: what was asked and predicted, and the neighbours of the first target set."""
+    index = said.index
+    sets = len(index) // len(material.batch.target)
+    posed = task_pictures(material.batch, task, count)
+    blocks, pasted = index.maps(), collages(material, task, said, content, sets, count)
     rows = []
     for i, pictures in enumerate(posed):
         question = next(rgb for title, rgb in pictures.items() if title.startswith("asked"))
         first = i * sets
         shown = [picture(pictures["input"], "the truth"), picture(question, "asked")]
         shown += [picture(rgb, caption) for caption, rgb in pasted[i].items()]
-        rows.append(Row(material.names[i], shown))
+        rows.append(Row(f"{before}{material.names[i]}", shown))
         others = zip(retrieval.rows[first].tolist(), retrieval.cosine[first].tolist(), strict=True)
         crops = [(i, "the truth"), *((j, f"{cosine:.2f}") for j, cosine in others)]
         shown = [picture(to_rgb(crop(material.x[j], blocks[first])[None])[0], caption) for j, caption in crops]
         rows.append(Row(f"target 1: the truth ranks {int(retrieval.rank[first])} of {retrieval.candidates}", shown))
-    return Section("answers", "What the predictor thinks is there", explain(retrieval), rows=rows)
+    return rows
 
 
 def other_views(material: Material, found: Tokens) -> Section:
@@ -70,7 +98,7 @@ def other_views(material: Material, found: Tokens) -> Section:
     retrieval = retrieve(
         Tokens(found.x.float().cpu() - mean[index.values], index), content, 1, min(NEIGHBOURS, len(content) - 1)
     )
-    views = to_rgb(material.batch.target.x)
+    views = to_rgb(material.batch.target.signal)
     rows = []
     for i, pictures in enumerate(task_pictures(material.batch, material.batch.tasks[0], SHOWN)):
         shown = [picture(rgb, "the truth" if title == "input" else title) for title, rgb in pictures.items()]
@@ -83,17 +111,6 @@ def other_views(material: Material, found: Tokens) -> Section:
         "is taken away."
     )
     return Section("answers", "What the predictor thinks is there", [text, in_numbers(retrieval)], rows=rows)
-
-
-def explain(found: Retrieval) -> list[str]:
-    return [
-        "Predictions are embeddings. Here each predicted patch is replaced by the picture patch whose target embedding "
-        "is nearest, from all other samples and all positions (“predicted”); beside it the same with the true "
-        "embeddings (“best possible”): more cannot be seen this way. Then the first target set: the truth, and what "
-        "other samples hold at the same place, nearest to the prediction first. Only content counts: the mean "
-        "embedding of each position is taken away before.",
-        in_numbers(found),
-    ]
 
 
 def in_numbers(found: Retrieval) -> str:
@@ -126,10 +143,12 @@ def retrieve(said: Tokens, content: Tensor, sets: int, k: int) -> Retrieval:
     return Retrieval(torch.tensor(ranks), torch.stack(rows), torch.stack(cosines), len(content))
 
 
-def collages(material: Material, said: Tokens, content: Tensor, sets: int) -> list[dict[str, Tensor]]:
-    """The first samples with every asked patch replaced by the nearest patch of another sample: to what was predicted,
+def collages(
+    material: Material, task: Task, said: Tokens, content: Tensor, sets: int, count: int
+) -> list[dict[str, Tensor]]:
+    """The first samples, `count` at the most, with every asked patch replaced by the nearest patch of another sample: to what was predicted,
     and to what is truly there."""
-    shown = min(SHOWN, len(said.index) // sets)
+    shown = min(count, len(said.index) // sets)
     index = said.index
     stop = int(index.offsets[shown * sets])
     places, sample = index.values[:stop], index.sets[:stop] // sets
@@ -138,7 +157,7 @@ def collages(material: Material, said: Tokens, content: Tensor, sets: int) -> li
     _, rows = nearest(bank, wanted, 1, bank_sample=bank_sample, sample=sample.repeat(2))
     cells = cut(material.x[: len(content)], material.grid)
     there = index.maps()[: shown * sets].unflatten(0, (shown, sets)).any(1)
-    keep = material.batch.tasks[0].context.keep
+    keep = task.context.keep
     seen = there if keep is None else there | keep.maps()[:shown]
     found: list[dict[str, Tensor]] = [{} for _ in range(shown)]
     for caption, chosen in zip(("predicted", "best possible"), rows[:, 0].split(stop), strict=True):

@@ -18,7 +18,7 @@ from jepa.probes.neighbours import centred, nearest
 from jepa.report.blocks import BITS, HEARD, Row, Section, picture, player
 from jepa.report.charts import COLOURS, Chart, scatter
 from jepa.report.source import Material, Run
-from jepa.types import Indices, View
+from jepa.types import Indices, View, each
 
 MASKED, SHOWN, NEIGHBOURS, HEADS, MAPPED = 4, 8, 6, 4, 1000
 
@@ -101,12 +101,14 @@ def attention(run: Run, material: Material) -> Section:
         return Section("attention", title, [f"{type(encoder).__name__} has no self-attention to show."])
     x = material.x[:SHOWN]
     device = next(encoder.parameters()).device
-    received = torch.cat(  # (B, H, *grid), mean over who attends; one sample after the other: a clip has many tokens
-        [
-            attention_weights(encoder, View(run.pretrained.normalize(one.to(device))))[0].mean(2).cpu()
-            for one in x.split(1)
-        ]
-    ).unflatten(-1, material.grid)
+
+    def received_by(sample: int) -> Tensor:  # (1, H, G), mean over who attends
+        one = each(material.source, lambda part: part[sample : sample + 1].to(device))
+        return attention_weights(encoder, View(run.pretrained.normalize(one)))[0].mean(2).cpu()
+
+    # one sample after the other: a clip has many tokens
+    received = torch.cat([received_by(sample)[..., material.cells] for sample in range(len(x))])
+    received = received.unflatten(-1, material.grid)  # (B, H, *grid)
     inputs = to_rgb(x)
     heads = {"all heads": received.mean(1)}
     heads |= {f"head {number + 1}": received[:, number] for number in range(min(HEADS, received.shape[1]))}

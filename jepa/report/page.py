@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.resources import files
 from math import ceil
@@ -32,6 +33,7 @@ SECTIONS: tuple[Callable[[Run, Material], Section], ...] = (
     embedding_map,
     throughput,
 )
+PICTURES = (masks, answers, features, attention, neighbours, embedding_map)  # of each modality
 
 
 class ReportSettings(Settings):
@@ -57,14 +59,23 @@ def write_report(settings: ReportSettings, data: Sequence[str] = ()) -> Path:
     samples = min(settings.samples, len(run.dataset))
     with tqdm(total=ceil(samples / ENCODED_AT_ONCE) + len(SECTIONS), unit="part", dynamic_ncols=True) as bar:
         bar.set_description("embeddings")
-        material = gather(run, settings, lambda _: bar.update())
+        materials = gather(run, settings, lambda _: bar.update())
         sections = []
         for make in SECTIONS:
             bar.set_description(make.__name__.replace("_", " "))
-            sections.append(make(run, material))
+            if make in PICTURES:
+                sections += [of_modality(make(run, material), material) for material in materials]
+            else:
+                sections.append(make(run, materials[0]))
             bar.update()
-    path.write_text(render(run, material, sections))
+    path.write_text(render(run, materials[0], sections))
     return path
+
+
+def of_modality(section: Section, material: Material) -> Section:
+    """A section named after the modality that it shows, where there are several."""
+    name = material.modality
+    return replace(section, id=f"{section.id}_{name}", title=f"{section.title}: {name}") if name else section
 
 
 def render(run: Run, material: Material, sections: list[Section]) -> str:

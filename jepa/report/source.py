@@ -23,10 +23,22 @@ from jepa.interfaces import Masker
 from jepa.loading import Pretrained, load
 from jepa.metrics import read_metrics
 from jepa.other_data import data_section
+from jepa.pictures import of_modality, within
 from jepa.predictors import NoPredictor
 from jepa.seeding import Stream
 from jepa.settings import TrainSettings
-from jepa.types import JepaBatch, Sample, StepOutput, UnreadableSample
+from jepa.types import (
+    Indices,
+    Input,
+    JepaBatch,
+    JointGrid,
+    Sample,
+    StepOutput,
+    Tokens,
+    UnreadableSample,
+    View,
+    each,
+)
 
 ENCODED_AT_ONCE = 32
 MOST_TOKENS = 65_536  # kept for the search among patches
@@ -88,7 +100,7 @@ class Material:
     """Samples of the run's data and what its model makes of them; n samples, of which the first m with all tokens.
 
     Attributes:
-        x: (n, C, *size) as the dataset and its transform made them.
+        x: (n, C, *size) as the dataset and its transform made them; of one modality.
         names: n of them.
         labels: named, (n, ...).
         grid: of the tokens.
@@ -98,6 +110,9 @@ class Material:
         batch: prediction problems on the first samples, inputs as in `x`; where views are moved or augmented, those.
         output: the model's answer to them; None from a model without a predictor.
         skipped: samples that could not be read.
+        source: all that an encoder is given of these samples: `x`, or that of each modality by name.
+        cells: where the tokens of `x` lie among those of all modalities.
+        modality: which one `x` is of, where there are several.
         waves: (n, C, samples) what `x` shows, where those are spectrograms of sounds.
         rate: of the sounds, samples per second.
     """
@@ -112,6 +127,9 @@ class Material:
     batch: JepaBatch
     output: StepOutput | None
     skipped: Sequence[str]
+    source: Input
+    cells: slice = slice(None)
+    modality: str = ""
     waves: Tensor | None = None
     rate: int = 0
 
@@ -143,8 +161,8 @@ def open_run(settings: Settings, data: Sequence[str] = ()) -> Run:
 
 
 @torch.inference_mode()
-def gather(run: Run, settings: Settings, advance: Callable[[int], object]) -> Material:
-    """Samples, embeddings and answers.
+def gather(run: Run, settings: Settings, advance: Callable[[int], object]) -> list[Material]:
+    """Samples, embeddings and answers, for each modality.
 
     Args:
         run: whose model and data are used.
@@ -157,23 +175,68 @@ def gather(run: Run, settings: Settings, advance: Callable[[int], object]) -> Ma
     model = run.pretrained.model
     samples, skipped = draw(run, settings)
     everything = collate(samples, [], [])
-    x = raw_x = everything.target.x
-    if x.ndim - 2 != len(input_size(run.recipe["data"]["size"])):  # waveforms: the batch transform makes what is shown
-        x = run.pretrained.normalize(x)
-    grid = model.teacher.grid(x.shape[2:])
-    tokens, pooled = encode(run.pretrained, x, max(POSED, MOST_TOKENS // prod(grid)), advance)
+    raw_x = everything.target.x
+    x = shown(run, raw_x)
+    grid = model.teacher.grid(each(x, lambda part: part.shape[2:]))
+    places = {name: grid.cells(name) for name in grid.parts} if isinstance(grid, JointGrid) else {"": slice(None)}
+    tokens, pooled = encode(run.pretrained, x, max(POSED, MOST_TOKENS // prod(grid)), advance, list(places.values()))
     batch_transform = build(run.recipe["data"]["batch_transform"], "data.batch_transform", trust=settings.trust)
-    makes_views = hasattr(batch_transform, "raw_shape") and batch_transform.raw_shape(x.shape[1:]) != x.shape[1:]
+    wanted = each(x, lambda part: tuple(part.shape[1:]))
+    makes_views = hasattr(batch_transform, "raw_shape") and batch_transform.raw_shape(wanted) != wanted
     raw = draw(run, settings, most=min(POSED, len(samples)), kind="transform")[0] if makes_views else samples[:POSED]
     batch = pose(run, raw, grid, settings)
     views = batch_transform(batch.to(settings.device))
     output = None if isinstance(model.predictor, NoPredictor) else model(views)
     batch = views.to("cpu") if makes_views else batch
     targets = F.layer_norm(tokens, tokens.shape[-1:]) if model.normalize_targets else tokens  # as JEPA.targets
-    names = [sample.name for sample in samples]
-    rate = getattr(batch_transform, "rate", 0)
-    waves = raw_x if rate and raw_x.ndim == 3 else None
-    return Material(x, names, everything.labels, grid, tokens, targets, pooled, batch, output, skipped, waves, rate)
+    return [
+        Material(
+            x=x[name] if isinstance(x, Mapping) else x,
+            names=[sample.name for sample in samples],
+            labels=everything.labels,
+            grid=grid.parts[name] if isinstance(grid, JointGrid) else grid,
+            tokens=tokens[:, cells],
+            targets=targets[:, cells],
+            pooled=mean,
+            batch=of_modality(batch, name) if name else batch,
+            output=answered(output, name) if output and name else output,
+            skipped=skipped,
+            source=x,
+            cells=cells,
+            modality=name,
+            **played(raw_x, batch_transform, name),
+        )
+        for (name, cells), mean in zip(places.items(), pooled, strict=True)
+    ]
+
+
+def played(x: Input, batch_transform: Any, name: str) -> dict[str, Any]:
+    """`waves` and `rate` of inputs that are sounds; nothing of others."""
+    wave, transform = (x, batch_transform) if isinstance(x, Tensor) else (x[name], batch_transform.parts[name])
+    rate = getattr(transform, "rate", 0)
+    return {"waves": wave, "rate": rate} if rate and wave.ndim == 3 else {}
+
+
+def shown(run: Run, x: Input) -> Input:
+    """Inputs as pictures show them: of waveforms, what the batch transform makes of them."""
+    size = input_size(run.recipe["data"]["size"])
+    if each(x, lambda part: part.ndim - 2) != each(size, len):
+        return run.pretrained.normalize(x)
+    return x
+
+
+def answered(output: StepOutput, name: str) -> StepOutput:
+    """What of a model's answers is of one modality; a task that does not ask for it has no "prediction"."""
+    tasks = []
+    for task in output.intermediates["tasks"]:
+        whole: Tokens = task["prediction"]
+        index = within(whole.index.apply(lambda tensor: tensor.cpu()), name)
+        cells = whole.index.grid.cells(name)
+        here = (whole.index.values >= cells.start) & (whole.index.values < cells.stop)
+        held = index.lengths > 0  # a set lies in one modality
+        found = Indices(index.values, index.lengths[held], index.grid, index.min_length, index.max_length)
+        tasks.append({"prediction": Tokens(whole.x[here], found)} if held.any() else {})
+    return StepOutput(output.loss, output.terms, {"tasks": tasks})
 
 
 def draw(
@@ -214,25 +277,30 @@ def draw(
     return samples, skipped
 
 
-def encode(pretrained: Pretrained, x: Tensor, keep: int, advance: Callable[[int], object]) -> tuple[Tensor, Tensor]:
-    """Tokens (m, G, D) of the first `keep` inputs at the most, and mean embeddings (n, D) of all.
+def encode(
+    pretrained: Pretrained, x: Input, keep: int, advance: Callable[[int], object], parts: Sequence[slice]
+) -> tuple[Tensor, list[Tensor]]:
+    """Tokens (m, G, D) of the first `keep` inputs at the most, and mean embeddings (n, D) of all, for each part of the
+    grid.
 
     Raises:
         DataError: they are not finite.
     """
     tokens: list[Tensor] = []
-    pooled: list[Tensor] = []
+    pooled: list[list[Tensor]] = []
     held = 0
-    for part in x.split(ENCODED_AT_ONCE):
-        found = pretrained.features(part, pool="none").flatten(1, -2)
-        pooled.append(found.mean(1))
+    for start in range(0, len(View(x)), ENCODED_AT_ONCE):
+        piece = each(x, lambda part: part[start : start + ENCODED_AT_ONCE])  # noqa: B023 - used at once
+        found = pretrained.features(piece, pool="none").flatten(1, -2)
+        pooled.append([found[:, cells].mean(1) for cells in parts])
         if held < keep:
             tokens.append(found[: keep - held])
             held += len(tokens[-1])
-        advance(len(part))
-    if not all(torch.isfinite(part).all() for part in pooled):
+        advance(len(found))
+    means = [torch.cat(of_part) for of_part in zip(*pooled, strict=True)]
+    if not all(torch.isfinite(mean).all() for mean in means):
         raise DataError(f"the embeddings of step {pretrained.step} are not finite: there is nothing to show")
-    return torch.cat(tokens), torch.cat(pooled)
+    return torch.cat(tokens), means
 
 
 def pose(run: Run, samples: Sequence[Sample], grid: tuple[int, ...], settings: Settings) -> JepaBatch:
@@ -242,4 +310,4 @@ def pose(run: Run, samples: Sequence[Sample], grid: tuple[int, ...], settings: S
     count = len(samples)
     whole = max(count, run.settings.batch_size)  # masks of the published kind depend on the batch that they are part of
     drawn = masker.sample(whole, grid, seeding.generator(settings.seed, Stream.MASK, 1))
-    return collate(samples, [some(masks, 0, count) for masks in drawn], [1.0] * len(drawn))
+    return collate(samples, [some(masks, 0, count) for masks in drawn], [1.0] * len(drawn), grid=grid)

@@ -17,6 +17,7 @@ from jepa.build import TARGET
 from jepa.report.blocks import Section, Table
 from jepa.report.charts import number_text
 from jepa.report.source import Material, Run
+from jepa.types import JointGrid, each
 
 FEATURES = {"model": "this model", "random_init": "random weights", "pixels": "raw pixels", "chance": "chance"}
 
@@ -64,7 +65,7 @@ def facts(run: Run, material: Material) -> Section:
         ),
         ("weights shown", weights_shown(run)),
         ("data", f"{size:,} samples: {describe(recipe['data']['dataset'])}"),
-        ("input", f"{times(material.x.shape[2:])} with {material.x.shape[1]} channels, {times(material.grid)} tokens"),
+        *inputs(run, material),
         *((name, part(recipe[name], module)) for name, module in modules(run).items()),
         ("masker", describe(recipe["masker"])),
         ("loss", describe(recipe["criterion"])),
@@ -75,6 +76,19 @@ def facts(run: Run, material: Material) -> Section:
     ]
     details = ("The whole recipe", OmegaConf.to_yaml(OmegaConf.create(dict(recipe))))
     return Section("run", "What was run", table=Table(("", ""), lines), details=details)
+
+
+def inputs(run: Run, material: Material) -> list[tuple[str, str]]:
+    """Sizes, channels and tokens of what the encoder is given, for each modality."""
+    grid = run.pretrained.model.teacher.grid(each(material.source, lambda part: part.shape[2:]))
+    parts = grid.parts if isinstance(grid, JointGrid) else {"": grid}
+    lines = []
+    for name, cells in parts.items():
+        x = material.source[name] if isinstance(material.source, Mapping) else material.source
+        lines.append(
+            (f"input {name}".strip(), f"{times(x.shape[2:])} with {x.shape[1]} channels, {times(cells)} tokens")
+        )
+    return lines
 
 
 def weights_shown(run: Run) -> str:

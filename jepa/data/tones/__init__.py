@@ -11,7 +11,7 @@ from jepa.data.base import DataError, SampleDataset, fingerprint_of
 from jepa.data.rendered import once
 from jepa.data.sound import Excerpt, read_sound
 from jepa.data.tones.files import write_files
-from jepa.data.tones.synthesis import RHYTHMS, TIMBRES, Voice, noise
+from jepa.data.tones.synthesis import RHYTHMS, TIMBRES, Voice, gain, noise
 from jepa.types import Sample
 
 LOUDNESS = (-30.0, -3.0)  # decibels of full scale of the largest sample
@@ -100,11 +100,7 @@ class Tones(SampleDataset):
         mixed = np.zeros(self.samples)
         for number, voice in enumerate(voices):
             part = voice.play(self.rate, self.samples, rng)
-            mixed += part / np.abs(part).max() * (_gain(rng.uniform(*OTHERS)) if number else 1)
+            mixed += part / np.abs(part).max() * (gain(rng.uniform(*OTHERS)) if number else 1)
         mixed /= np.abs(mixed).max()
-        mixed += _gain(rng.uniform(*HISS)) * noise(self.samples, rng)
-        return (_gain(loudness) * mixed / np.abs(mixed).max()).astype(np.float32)[None]
-
-
-def _gain(decibels: float) -> float:
-    return 10 ** (decibels / 20)
+        mixed += gain(rng.uniform(*HISS)) * noise(self.samples, rng)
+        return (gain(loudness) * mixed / np.abs(mixed).max()).astype(np.float32)[None]

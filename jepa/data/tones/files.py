@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 import av
 from av.audio.stream import AudioStream
+from av.container import OutputContainer
+from av.packet import Packet
 from torch import Tensor
 
 from jepa.data.base import DataError, SampleDataset
@@ -61,16 +64,34 @@ def encode(
         coded_rate: samples per second in the file; None: `rate`.
         bit_rate: of a lossy codec, bits per second; None: its own.
     """
+    with av.open(file, "w", format=kind, options={"fflags": "bitexact"}) as container:  # no date, no random names
+        for packet in add_sound(container, x, rate, codec, coded_rate=coded_rate, bit_rate=bit_rate):
+            container.mux(packet)
+
+
+def add_sound(
+    container: OutputContainer,
+    x: Tensor,
+    rate: int,
+    codec: str,
+    *,
+    coded_rate: int | None = None,
+    bit_rate: int | None = None,
+) -> Iterator[Packet]:
+    """The packets of a waveform as for `encode`, as a stream that is added to a file at once."""
     layout = "mono" if len(x) == 1 else "stereo"
     samples = (x.clamp(-1, 1) * (2**15 - 1)).round().short().T.contiguous().numpy().reshape(1, -1)
     frame = av.AudioFrame.from_ndarray(samples, format="s16", layout=layout)
     frame.sample_rate, frame.pts = rate, 0
-    with av.open(file, "w", format=kind, options={"fflags": "bitexact"}) as container:  # no date, no random names
-        stream = container.add_stream(codec, rate=coded_rate or rate, layout=layout)
-        assert isinstance(stream, AudioStream)
-        if bit_rate is not None:
-            stream.bit_rate = bit_rate
+    stream = container.add_stream(codec, rate=coded_rate or rate, layout=layout)
+    assert isinstance(stream, AudioStream)
+    if bit_rate is not None:
+        stream.bit_rate = bit_rate
+
+    def packets() -> Iterator[Packet]:
         cut = av.AudioResampler(stream.format.name, layout, coded_rate or rate, frame_size=stream.frame_size or None)
         for part in [*cut.resample(frame), *cut.resample(None)]:
-            container.mux(stream.encode(part))
-        container.mux(stream.encode(None))
+            yield from stream.encode(part)
+        yield from stream.encode(None)
+
+    return packets()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,30 +71,49 @@ class Voice:
         )
 
     def play(self, rate: int, samples: int, rng: np.random.Generator) -> np.ndarray:
-        """(samples,) of any scale; partials above half of the rate are left out."""
-        timbre, time = TIMBRES[self.timbre], np.arange(samples) / rate
-        pitch = LOWEST * 2**self.pitch
-        bend = timbre.vibrato / 12 * np.log(2) / (12 * np.pi) * np.sin(12 * np.pi * time + rng.uniform(0, 2 * np.pi))
-        k = np.arange(1, PARTIALS + 1, 2 if timbre.odd else 1)
-        ratio = k * np.sqrt(1 + timbre.stretch * k**2)
-        audible = ratio * pitch < 0.45 * rate
-        k, ratio = k[audible], ratio[audible]
-        strength = (k**-timbre.fall).astype(np.float32)
-        decay = timbre.decay / (k**timbre.damping if timbre.damping else np.ones(1))
+        """(samples,) of any scale."""
+        bend = rng.uniform(0, 2 * np.pi)
         first = rng.uniform(*EARLIEST) * samples / rate
         onsets = [first + share * (samples / rate - first) for share in RHYTHMS[self.rhythm]]
-        ends = [*onsets[1:], np.inf]  # a stroke stops the one before
-        sound = np.zeros(samples, np.float32)
-        for onset, end in zip(onsets, ends, strict=True):
-            there = (time >= onset) & (time < end)
-            t, swing = time[there] - onset, bend[there]
-            envelope = np.exp((-t / decay[:, None]).astype(np.float32)) * np.minimum(t / ATTACK, 1).astype(np.float32)
-            turns = pitch * ratio[:, None] * (t + swing) + rng.random(len(k))[:, None]
-            turns -= np.floor(turns)  # single precision is several times faster, and precise enough within one turn
-            sound[there] = strength @ (envelope * np.sin(np.float32(2 * np.pi) * turns.astype(np.float32)))
-            if timbre.breath:
-                sound[there] += timbre.breath * envelope[0] * rng.standard_normal(len(t), np.float32)
-        return sound
+        return strokes(TIMBRES[self.timbre], LOWEST * 2**self.pitch, onsets, rate, samples, rng, bend)
+
+
+def strokes(
+    timbre: Timbre,
+    pitch: float,
+    onsets: Sequence[float],
+    rate: int,
+    samples: int,
+    rng: np.random.Generator,
+    phase: float = 0.0,
+) -> np.ndarray:
+    """An instrument that is struck again and again: (samples,) of any scale. A stroke stops the one before; partials
+    above half of the rate are left out.
+
+    Args:
+        pitch: Hz.
+        onsets: of the strokes, seconds, ascending.
+        phase: of the vibrato.
+    """
+    time = np.arange(samples) / rate
+    bend = timbre.vibrato / 12 * np.log(2) / (12 * np.pi) * np.sin(12 * np.pi * time + phase)
+    k = np.arange(1, PARTIALS + 1, 2 if timbre.odd else 1)
+    ratio = k * np.sqrt(1 + timbre.stretch * k**2)
+    audible = ratio * pitch < 0.45 * rate
+    k, ratio = k[audible], ratio[audible]
+    strength = (k**-timbre.fall).astype(np.float32)
+    decay = timbre.decay / (k**timbre.damping if timbre.damping else np.ones(1))
+    sound = np.zeros(samples, np.float32)
+    for onset, end in zip(onsets, [*onsets[1:], np.inf], strict=True):
+        there = (time >= onset) & (time < end)
+        t, swing = time[there] - onset, bend[there]
+        envelope = np.exp((-t / decay[:, None]).astype(np.float32)) * np.minimum(t / ATTACK, 1).astype(np.float32)
+        turns = pitch * ratio[:, None] * (t + swing) + rng.random(len(k))[:, None]
+        turns -= np.floor(turns)  # single precision is several times faster, and precise enough within one turn
+        sound[there] = strength @ (envelope * np.sin(np.float32(2 * np.pi) * turns.astype(np.float32)))
+        if timbre.breath:
+            sound[there] += timbre.breath * envelope[0] * rng.standard_normal(len(t), np.float32)
+    return sound
 
 
 def noise(samples: int, rng: np.random.Generator) -> np.ndarray:
@@ -102,3 +122,8 @@ def noise(samples: int, rng: np.random.Generator) -> np.ndarray:
     spectrum /= np.maximum(np.arange(len(spectrum)), 1) ** rng.uniform(0, 1)
     drawn = np.fft.irfft(spectrum, samples)
     return drawn / np.abs(drawn).max()
+
+
+def gain(decibels: float) -> float:
+    """What amplitudes are multiplied by."""
+    return 10 ** (decibels / 20)

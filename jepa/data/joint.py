@@ -1,0 +1,65 @@
+"""Inputs of several modalities: what is done to one of them, done to each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from jepa.types import Input, JepaBatch
+
+
+def each_modality(transforms: Mapping[str, Callable[[Tensor], Tensor]]) -> EachModality:
+    """A transform of samples of several modalities: one for each that needs any; the others stay as they are."""
+    return EachModality(transforms)
+
+
+class EachModality:
+    """See `each_modality`."""
+
+    def __init__(self, transforms: Mapping[str, Callable[[Tensor], Tensor]]) -> None:
+        self.transforms = dict(transforms)
+
+    def __call__(self, x: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """x: by modality.
+
+        Raises:
+            KeyError: the sample lacks a modality that has a transform.
+        """
+        return {**x, **{name: transform(x[name]) for name, transform in self.transforms.items()}}
+
+
+class JointInputs(nn.Module):
+    """The batch transform of several modalities: `Normalize` for clips and `LogMel` for sound, say.
+
+    Args:
+        parts: batch transforms, by modality.
+    """
+
+    def __init__(self, parts: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleDict(parts)
+
+    def forward(self, batch: JepaBatch) -> JepaBatch:
+        """The batch with each of its inputs transformed."""
+        return batch.map_inputs(self.normalize)
+
+    def raw_shape(self, shape: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+        """Of the samples from which it makes inputs (C, *size) of those shapes, by modality."""
+        return {name: self._of(name).raw_shape(part) for name, part in shape.items()}
+
+    def normalize(self, x: Input) -> dict[str, Tensor]:
+        """Each modality that is there, as its own transform normalises it.
+
+        Raises:
+            ValueError: a modality without a transform, or inputs without names.
+        """
+        if isinstance(x, Tensor):
+            raise ValueError(f"inputs need the names of their modalities: {', '.join(self.parts)}")
+        return {name: self._of(name).normalize(part) for name, part in x.items()}
+
+    def _of(self, name: str) -> Any:
+        if name not in self.parts:
+            raise ValueError(f"data.batch_transform has parts for {', '.join(self.parts)}, none for {name!r}")
+        return self.parts[name]

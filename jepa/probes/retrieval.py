@@ -1,0 +1,86 @@
+"""Finding the sound of a clip among others, and the clip of a sound: what two modalities know of each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import permutations
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from jepa.interfaces import Encoder
+from jepa.model import JEPA
+from jepa.probes.base import Labelled
+from jepa.probes.ridge import ridge_probe
+from jepa.types import Indices, Input, JointGrid, View, each
+
+KS = (1, 5, 10)
+
+
+def recalls(query: Tensor, bank: Tensor, ks: Sequence[int] = KS) -> dict[int, float]:
+    """Share of queries whose counterpart is among the k nearest of the bank, by cosine, after each side's mean is taken
+    away.
+
+    Args:
+        query, bank: (N, D); row i of the one belongs to row i of the other.
+        ks: each at most N.
+
+    Raises:
+        ValueError: they do not belong together, or a k is larger than N.
+    """
+    if query.shape != bank.shape or max(ks) > len(query):
+        raise ValueError(
+            f"need queries and a bank of one shape and {max(ks)} rows or more; got {query.shape}, {bank.shape}"
+        )
+    query, bank = (F.normalize(x.double() - x.double().mean(0), dim=1) for x in (query, bank))
+    cosine = query @ bank.T
+    rank = (cosine > cosine.diagonal()[:, None]).sum(1)
+    return {k: float((rank < k).double().mean()) for k in ks}
+
+
+def mapped(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], seed: int) -> dict[int, float]:
+    """Recalls of embeddings of one modality that a ridge regression takes to those of the other.
+
+    Args:
+        train, test: (N, D) of the one and of the other modality; the map is fitted on the first pair.
+    """
+    found = ridge_probe(Labelled(*train), Labelled(*test), seed=seed)
+    return recalls(found.predictions, test[1])
+
+
+def joint_embeddings(
+    encoder: Encoder, normalize: Callable[[Any], Input], jepa: JEPA | None = None
+) -> Callable[[Input], dict[str, Tensor]]:
+    """`encode` for `extract`: mean embeddings of each modality alone, by its name, and where a whole JEPA is given, of
+    what it predicts of one modality from another, as "one from other".
+    """
+    device = next(encoder.parameters()).device
+
+    def encode(x: Input) -> dict[str, Tensor]:
+        x = normalize(each(x, lambda part: part.to(device)))
+        assert not isinstance(x, Tensor)
+        found = {name: encoder(View({name: x[name]})).pooled() for name in encoder.modalities}
+        if jepa is not None:
+            for seen, asked in permutations(encoder.modalities, 2):
+                found[f"{asked} from {seen}"] = _predicted(jepa, x, seen, asked)
+        return found
+
+    return encode
+
+
+def _predicted(jepa: JEPA, x: Any, seen: str, asked: str) -> Tensor:
+    """(B, D) mean of what is predicted at all positions of one modality, from all of another."""
+    grid = jepa.encoder.grid(each(x, lambda part: part.shape[2:]))
+    assert isinstance(grid, JointGrid)
+    samples, device = len(View(x)), next(iter(x.values())).device
+
+    def whole(name: str) -> Indices:
+        cells = grid.cells(name)
+        places = torch.arange(cells.start, cells.stop, device=device)
+        lengths = torch.full((samples,), len(places), device=device)
+        return Indices(places.repeat(samples), lengths, grid, len(places), len(places))
+
+    context = jepa.encoder(View(x, whole(seen)))
+    return jepa.predictor(context, whole(asked)).pooled()
