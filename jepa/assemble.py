@@ -135,10 +135,10 @@ def check_inputs(batch: JepaBatch, size: Any, encoder: Encoder, recipe: Mapping[
         if found != size:
             raise RecipeError(f"data.size is {size}, but the data's transforms make views of {found}")
     node = recipe["encoder"]
-    for x, patches, key in modalities(batch.target.x, node):
+    for x, patches, where in modalities(batch.target.x, node):
         channels = x.shape[1]
         if patches.get("in_chans", channels) != channels:
-            raise RecipeError(f"the data has {channels} channels: set {key}={channels}")
+            raise RecipeError(f"the data has {channels} channels: set {where}={channels}")
     check_statistics(encoder, recipe["data"]["batch_transform"])
 
 

@@ -141,7 +141,8 @@ class Pretrained(ModelHubMixin):
             batch_size: inputs at a time.
 
         Returns:
-            (B, D * layers) for "mean", (B, *grid, D * layers) for "none" (modalities one after the other), float32, on the CPU.
+            (B, D * layers) for "mean", (B, *grid, D * layers) for "none", modalities one after the other; float32, on
+            the CPU.
 
         Raises:
             ValueError: no inputs, channels or a size that the encoder cannot take, or an argument out of its range.

@@ -223,7 +223,7 @@ class View:
         """
         if not isinstance(self.x, Tensor):
             raise TypeError(
-                f"this takes one modality, the data has {', '.join(self.x)}: use jepa.encoders.JointViT, which joins them"
+                f"this takes one modality, the data has {', '.join(self.x)}; jepa.encoders.JointViT joins them"
             )
         return self.x
 

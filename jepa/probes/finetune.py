@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import cos, pi
-
 from typing import Any
 
 import torch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -128,7 +128,7 @@ class Material:
     output: StepOutput | None
     skipped: Sequence[str]
     source: Input
-    cells: slice = slice(None)
+    cells: slice = field(default_factory=lambda: slice(None))
     modality: str = ""
     waves: Tensor | None = None
     rate: int = 0
@@ -231,6 +231,7 @@ def answered(output: StepOutput, name: str) -> StepOutput:
     for task in output.intermediates["tasks"]:
         whole: Tokens = task["prediction"]
         index = within(whole.index.apply(lambda tensor: tensor.cpu()), name)
+        assert isinstance(whole.index.grid, JointGrid)
         cells = whole.index.grid.cells(name)
         here = (whole.index.values >= cells.start) & (whole.index.values < cells.stop)
         held = index.lengths > 0  # a set lies in one modality

@@ -1,4 +1,4 @@
-"""Objects that sound when they hit a wall; `python -m jepa.data.bouncing_sounds` writes them as MP4 files with sound."""
+"""Objects that sound when they hit a wall; `python -m jepa.data.bouncing_sounds` writes MP4 files of them."""
 
 from __future__ import annotations
 

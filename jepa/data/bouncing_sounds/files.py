@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 
 import av
-import numpy as np
 from torch import Tensor
 
 from jepa.data.base import SampleDataset
