@@ -40,9 +40,10 @@ class JointGrid(tuple[int, ...]):
         return (self.parts,)
 
     def __eq__(self, other: object) -> bool:
-        if isinstance(other, JointGrid):
-            return list(self.parts.items()) == list(other.parts.items())
-        return NotImplemented
+        return isinstance(other, JointGrid) and list(self.parts.items()) == list(other.parts.items())
+
+    def __ne__(self, other: object) -> bool:  # a tuple has one of its own
+        return not self == other
 
     def __hash__(self) -> int:
         return hash(tuple(self.parts.items()))

@@ -86,7 +86,7 @@ def test_every_group_fits_its_signatures(path: Path) -> None:
         build.refuse_unknown([key for key in node if key != build.TARGET], build.parameters(target), where)
         hints = build.argument_types(target)
         for key, value in node.items():
-            written_out = not recipes._is_node(value) and "${" not in str(value) and key not in recipes.LENGTHS
+            written_out = not recipes._holds_node(value) and "${" not in str(value) and key not in recipes.LENGTHS
             if key in hints and written_out:
                 build.convert(value, hints[key], f"{where}.{key}")
 

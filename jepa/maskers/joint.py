@@ -67,7 +67,7 @@ class Joint(Masker):
     def at(self, progress: float) -> Joint:
         """Itself, with each masker as it is then."""
         maskers = {name: masker.at(progress) for name, masker in self.maskers.items()}
-        return Joint(maskers=maskers, tasks=self.tasks)
+        return self if maskers == self.maskers else Joint(maskers=maskers, tasks=self.tasks)
 
     def sample(self, batch_size: int, grid: tuple[int, ...], generator: torch.Generator) -> list[Masks]:
         """One entry for each task: context (B, G) and targets (B, M, G), where G counts the cells of all modalities and

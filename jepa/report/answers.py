@@ -146,8 +146,8 @@ def retrieve(said: Tokens, content: Tensor, sets: int, k: int) -> Retrieval:
 def collages(
     material: Material, task: Task, said: Tokens, content: Tensor, sets: int, count: int
 ) -> list[dict[str, Tensor]]:
-    """The first samples, `count` at the most, with every asked patch replaced by the nearest patch of another sample: to what was predicted,
-    and to what is truly there."""
+    """The first samples, at most `count`, with every asked patch replaced by the nearest patch of another sample: to
+    what was predicted, and to what is truly there."""
     shown = min(count, len(said.index) // sets)
     index = said.index
     stop = int(index.offsets[shown * sets])

@@ -1,0 +1,374 @@
+"""Clips and sound in one model: grids, tokens, tasks, files, retrieval, and whole runs."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import jepa
+from jepa import evaluate
+from jepa.build import RecipeError
+from jepa.data import BouncingSounds, DataError, Films, JointInputs, LogMel, Normalize, each_modality
+from jepa.data.bouncing_sounds import _Flight
+from jepa.data.bouncing_sounds.__main__ import main as write_bouncing_sounds
+from jepa.data.moving_shapes.files import add_clip
+from jepa.data.tones.files import add_sound
+from jepa.encoders import JointViT, Patches, ViT
+from jepa.explore import ExploreSettings, explorer
+from jepa.interfaces import Masker
+from jepa.maskers import Curriculum, Joint, JointTask, MultiBlock3D, RandomPatches
+from jepa.metrics import read_metrics
+from jepa.nn.position import sincos_table
+from jepa.predictors import ViTPredictor
+from jepa.probes.retrieval import mapped, recalls
+from jepa.report.page import ReportSettings, write_report
+from jepa.types import Indices, JepaBatch, JointGrid, Masks, UnreadableSample, View
+from tests.conftest import Ran
+from tests.films import numbers, picture
+from tests.test_distributed import STEPS, assert_same_training, torchrun
+from tests.tiny import losses, weights
+
+Run = Callable[..., Ran]
+
+GRID = JointGrid({"clip": (2, 2, 3), "sound": (4, 2)})
+BOTH = JointTask(see=("clip", "sound"), predict=("clip", "sound"))
+SOUND_FROM_CLIP = JointTask(see=("clip",), predict=("sound",))
+
+TINY = (
+    "recipe=avjepa_tiny",
+    "data.size.clip=[8,24,24]",
+    "data.size.sound=[64,16]",
+    "data.dataset.count=40",
+    "data.labelled.train.count=80",
+    "data.labelled.test.count=60",
+    "data.workers=0",
+    "encoder.dim=32",
+    "encoder.depth=1",
+    "encoder.heads=2",
+    "predictor.dim=32",
+    "predictor.depth=1",
+    "train.samples=null",
+    "train.steps=4",
+    "train.batch_size=8",
+    "train.log_every=1",
+)
+
+
+def encoder(**sizes: int) -> JointViT:
+    torch.manual_seed(0)
+    patches = {"clip": Patches((2, 4, 4), 3), "sound": Patches((4, 4), 1)}
+    return JointViT(patches=patches, **{"dim": 24, "depth": 2, "heads": 2, **sizes}).eval()
+
+
+def inputs(batch: int = 2) -> dict[str, Tensor]:
+    torch.manual_seed(1)
+    return {"clip": torch.randn(batch, 3, 4, 8, 12), "sound": torch.randn(batch, 1, 16, 8)}
+
+
+def masker(tasks: dict[str, JointTask], **maskers: Masker) -> Joint:
+    return Joint(maskers={"clip": RandomPatches(), "sound": RandomPatches(), **maskers}, tasks=tasks)
+
+
+def test_a_joint_grid_is_one_axis_that_knows_its_parts() -> None:
+    assert GRID == JointGrid({"clip": (2, 2, 3), "sound": (4, 2)})
+    assert tuple(GRID) == (20,)
+    assert GRID != JointGrid({"sound": (4, 2), "clip": (2, 2, 3)})
+    assert GRID != JointGrid({"clip": (3, 2, 2), "sound": (4, 2)})
+    assert (GRID.cells("clip"), GRID.cells("sound")) == (slice(0, 12), slice(12, 20))
+    copy = pickle.loads(pickle.dumps(GRID))  # as data workers send it
+    assert copy == GRID
+    assert hash(copy) == hash(GRID)
+    maps = torch.rand(3, 20) > 0.5
+    index = Indices.from_maps(maps, GRID)
+    assert index.grid is GRID
+    assert index.maps().equal(maps)
+
+
+def test_tokens_do_not_depend_on_what_else_is_kept_out() -> None:
+    """A masked view gives the same tokens as attention among its own tokens only, and a modality alone as if the other
+    were not kept."""
+    model, x = encoder(), inputs()
+    grid = model.grid({name: part.shape[2:] for name, part in x.items()})
+    assert grid == GRID
+    assert model(View(x)).index.complete
+    maps = torch.zeros(2, 20, dtype=torch.bool)
+    maps[:, GRID.cells("sound")] = True
+    kept = model(View(x, Indices.from_maps(maps, GRID)))
+    alone = model(View({"sound": x["sound"]}))
+    torch.testing.assert_close(kept.x, alone.x)
+    assert alone.index.grid == JointGrid({"sound": (4, 2)})
+    other = {**x, "clip": torch.randn_like(x["clip"])}
+    assert not torch.allclose(model(View(other)).dense()[:, 12:], model(View(x)).dense()[:, 12:])
+
+
+def test_one_modality_is_a_vit_with_a_vector_added_to_its_positions() -> None:
+    model, x = encoder(), inputs()
+    plain = ViT(dim=24, depth=2, heads=2, patch_size=(4, 4), in_chans=1, axis_order="first_first").eval()
+    state = {name.replace("patch_embed.sound", "patch_embed"): value for name, value in model.state_dict().items()}
+    plain.load_state_dict({name: state[name] for name in plain.state_dict()})
+    tokens = plain.patch_embed(x["sound"], Indices.all(2, (4, 2)))
+    tokens = tokens + sincos_table(24, (4, 2)).repeat(2, 1) + model.state_dict()["modality.vectors.sound"]
+    expected = plain.transformer.intermediates(tokens, plain._embed(View(x["sound"]))[1], [-1])[0]
+    torch.testing.assert_close(model(View({"sound": x["sound"]})).x, expected)
+
+
+def test_inputs_that_do_not_fit_are_refused() -> None:
+    model, x = encoder(), inputs()
+    with pytest.raises(ValueError, match="joins clip, sound; the input holds depth"):
+        model(View({"depth": x["sound"]}))
+    with pytest.raises(ValueError, match="modalities by name"):
+        model(View(x["sound"]))
+    with pytest.raises(ValueError, match="their mask has 2 sets"):
+        model(View(x, Indices.all(2, (20,))))
+    with pytest.raises(TypeError, match=r"the data has clip, sound; jepa\.encoders\.JointViT"):
+        ViT(dim=24, depth=1, heads=2)(View(x))
+    with pytest.raises(TypeError, match="not one of the modalities"):
+        predictor = ViTPredictor(embed_dim=24, dim=24, depth=1, heads=2, modalities=("clip", "sound"))
+        predictor(ViT(dim=24, depth=1, heads=2, patch_size=4)(View(torch.randn(1, 3, 8, 8))), Indices.all(1, (2, 2)))
+    transform = JointInputs({"sound": LogMel(rate=4000, size=(4, 8))})
+    with pytest.raises(ValueError, match=r"parts for sound, none for 'clip'"):
+        transform(JepaBatch(View(x), []))
+    with pytest.raises(ValueError, match="names of their modalities"):
+        transform(JepaBatch(View(x["clip"]), []))
+
+
+def test_a_predictor_tells_modalities_apart() -> None:
+    """Two modalities with the same grid and input have the same positions: only the learned vector differs."""
+    torch.manual_seed(0)
+    patches = {"a": Patches((4, 4), 1), "b": Patches((4, 4), 1)}
+    model = JointViT(patches=patches, dim=24, depth=1, heads=2)
+    predictor = ViTPredictor(embed_dim=24, dim=24, depth=1, heads=2, modalities=("a", "b"))
+    grid = JointGrid({"a": (2, 2), "b": (2, 2)})
+    x = torch.randn(1, 1, 8, 8)
+    first = Indices.from_maps(torch.tensor([[True] * 4 + [False] * 4]), grid)
+    second = Indices.from_maps(torch.tensor([[False] * 4 + [True] * 4]), grid)
+    context = model(View({"a": x, "b": x}, first))
+    assert not torch.allclose(predictor(context, first).x, predictor(context, second).x)
+
+
+def test_tasks_within_and_across_modalities() -> None:
+    tasks = {"both": BOTH, "across": SOUND_FROM_CLIP, "clip": JointTask(see=("clip",), predict=("clip",))}
+    clip = GRID.cells("clip")
+    both, across, within = masker(tasks).sample(64, GRID, torch.Generator().manual_seed(0))
+    for task in (both, across, within):
+        assert isinstance(task, Masks)
+        assert not (task.context[:, None] & task.targets).any()
+    assert both.targets.shape == (64, 2, 20)
+    assert (both.context | both.targets.any(1)).all()
+    assert across.context[:, clip].all()
+    assert not across.context[:, 12:].any()
+    assert across.targets.equal(both.targets[:, 1:])  # a modality is masked once for all tasks
+    assert within.context[:, clip].equal(both.context[:, clip])
+    assert not within.context[:, 12:].any()
+    again = masker(tasks).sample(64, GRID, torch.Generator().manual_seed(0))
+    assert all(a.context.equal(b.context) for a, b in zip((both, across, within), again, strict=True))
+
+
+def test_a_curriculum_of_one_modality_goes_on() -> None:
+    still = masker({"both": BOTH})
+    assert still.at(0.5) is still
+    change = Curriculum(first=RandomPatches(target_ratio=(0.25, 0.25)), then=RandomPatches(target_ratio=(0.75, 0.75)))
+    drawn = [
+        masker({"both": BOTH}, sound=change).at(progress).sample(8, GRID, torch.Generator().manual_seed(0))[0]
+        for progress in (0.0, 1.0)
+    ]
+    found = [masks.targets[:, 1].sum(1).float().mean() for masks in drawn]
+    assert found[1] == 6
+    assert found[0] < 6
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: masker({}), "needs at least one"),
+        (lambda: masker({"x": JointTask(see=(), predict=("clip",))}), r"tasks\.x sees \[\]"),
+        (lambda: masker({"x": JointTask(see=("clip",), predict=("smell",))}), "one or more of clip, sound"),
+        (lambda: masker({"both": BOTH}).check((20,)), "the encoder's grid is"),
+        (lambda: masker({"both": BOTH}).check(JointGrid({"clip": (2, 2, 3)})), "given for clip, sound"),
+        (lambda: masker({"x": BOTH}, clip=MultiBlock3D()).check(JointGrid({"clip": (4, 2), "sound": (4, 2)})), "clip:"),
+        (
+            lambda: masker({"x": BOTH}, clip=MultiBlock3D()).sample(
+                2, JointGrid({"clip": (2, 8, 8), "sound": (4, 2)}), torch.Generator()
+            ),
+            "does not pose one task",
+        ),
+    ],
+)
+def test_maskers_refuse_what_they_cannot_do(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_bouncing_sounds_are_a_function_of_seed_and_index() -> None:
+    data = BouncingSounds(30)
+    first, again = data[7], BouncingSounds(30)[7]
+    assert first.x["clip"].equal(again.x["clip"])
+    assert first.x["sound"].equal(again.x["sound"])
+    assert first.x["clip"].shape == (3, 16, 48, 48)
+    assert first.x["sound"].shape == (1, 32_000)
+    assert not BouncingSounds(30, split="test")[7].x["clip"].equal(first.x["clip"])
+    assert not BouncingSounds(30, seed=1)[7].x["sound"].equal(first.x["sound"])
+    assert min(sample.labels["hits"] for sample in (data[i] for i in range(30))) >= 1
+    for wrong in ({"frames": 2}, {"split": "both"}, {"size": 4}):
+        with pytest.raises(DataError, match="need count"):
+            BouncingSounds(**wrong)
+    with pytest.raises(IndexError):
+        data[30]
+
+
+def test_what_is_heard_is_what_is_seen() -> None:
+    """Strokes come when the object turns back, and low ones from large objects."""
+    data = BouncingSounds(60)
+    times = np.arange(0, 16, 1e-3)
+    pitches, sizes = [], []
+    for i in range(60):
+        flight, sample = _Flight.drawn(data, i), data[i]
+        path = (flight.start + times[:, None] * flight.velocity) % (2 * flight.room)
+        path = np.minimum(path, 2 * flight.room - path)  # as it is drawn
+        turns = np.sort(np.concatenate([1 + (np.diff(np.sign(np.diff(axis))) != 0).nonzero()[0] for axis in path.T]))
+        np.testing.assert_allclose(times[turns], [hit for hit in flight.hits if 0.002 < hit < 15.998], atol=0.002)
+        assert sample.labels["hits"] == len(flight.hits)
+        energy = sample.x["sound"][0].unfold(0, 160, 160).square().mean(1)  # 10 ms
+        loud = int((energy > 0.02 * energy.max()).nonzero()[0])
+        assert abs(0.01 * loud - flight.hits[0] / 8) < 0.03
+        pitches.append(int(torch.fft.rfft(sample.x["sound"][0]).abs()[150:].argmax()))
+        sizes.append(sample.labels["size"])
+    correlation = torch.corrcoef(torch.stack((torch.tensor(sizes), torch.tensor(pitches).float().log())))
+    assert correlation[0, 1] < -0.7
+
+
+def test_films_of_bouncing_sounds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert write_bouncing_sounds([str(tmp_path / "films"), "count=3"]) == 0
+    drawn = BouncingSounds(3)
+    films = Films(tmp_path / "films", 16, 16_000, fps=8, random=False, list_file="labels.csv")
+    for i in range(3):
+        read, made = films[i], drawn[i]
+        assert (read.x["clip"].float() - made.x["clip"].float()).abs().mean() < 12
+        sound = torch.cat((read.x["sound"], made.x["sound"]))
+        assert torch.corrcoef(sound)[0, 1] > 0.98
+        assert read.labels["hits"] == made.labels["hits"]
+    assert write_bouncing_sounds([str(tmp_path / "x"), "size=25"]) == 1
+    assert "even height" in capsys.readouterr().err
+    once = BouncingSounds(3, files=tmp_path / "cache")
+    assert once[1].x["clip"].equal(films[1].x["clip"])
+    assert once.fingerprint != drawn.fingerprint
+
+
+def test_the_sound_is_that_of_the_clip(tmp_path: Path) -> None:
+    """Frames carry their number, the sound is noise: where the crop lies in it is found by correlation."""
+    rate, fps, count = 16_000, 20, 120
+    noise = torch.from_numpy(np.random.default_rng(0).uniform(-0.5, 0.5, (1, rate * count // fps)).astype(np.float32))
+    clip = torch.from_numpy(np.stack([picture(number, (32, 64)) for number in range(count)])).permute(3, 0, 1, 2)
+    with av.open(tmp_path / "a.mp4", "w") as container:
+        for packets in (add_clip(container, clip, fps), add_sound(container, noise, rate, "aac")):
+            for packet in packets:
+                container.mux(packet)
+    films = Films(tmp_path, 8, rate, duration=0.8, clips=3, random=False)
+    assert len(films) == 3
+    for i in range(3):
+        x = films[i].x
+        assert x["sound"].shape == (1, 12_800)
+        begins = numbers(x["clip"].numpy())[0] / fps
+        spectrum = torch.fft.rfft(noise[0]) * torch.fft.rfft(x["sound"][0], noise.shape[1]).conj()
+        found = int(torch.fft.irfft(spectrum, noise.shape[1]).argmax())
+        assert abs(found - begins * rate) <= 2
+    silent = tmp_path / "silent"
+    silent.mkdir()
+    with av.open(silent / "b.mp4", "w") as container:
+        for packet in add_clip(container, clip[:, :20], fps):
+            container.mux(packet)
+    with pytest.raises(UnreadableSample, match="no sound"):
+        Films(silent, 8, rate, fps=10)[0]
+    with pytest.raises(DataError, match="give fps or duration"):
+        Films(tmp_path, 8, rate)
+
+
+def test_each_modality_has_its_own_transform() -> None:
+    x = inputs()
+    changed = each_modality({"clip": lambda clip: clip + 1})(x)
+    assert changed["clip"].equal(x["clip"] + 1)
+    assert changed["sound"] is x["sound"]
+    both = JointInputs({"clip": Normalize([0.5] * 3, [0.2] * 3), "sound": LogMel(rate=4000, size=(8, 8), hop=0.01)})
+    raw = {"clip": torch.zeros(2, 3, 4, 8, 8, dtype=torch.uint8), "sound": torch.randn(2, 1, 320)}
+    made = both(JepaBatch(View(raw), [])).target.x
+    assert made["clip"].unique().tolist() == [-2.5]
+    assert made["sound"].shape == (2, 1, 8, 8)
+    assert both.raw_shape({"clip": (3, 4, 8, 8), "sound": (1, 8, 8)}) == {"clip": (3, 4, 8, 8), "sound": (1, 320)}
+
+
+def test_recalls() -> None:
+    torch.manual_seed(0)
+    a = torch.randn(200, 16)
+    assert recalls(a, 3 * a + 5) == {1: 1.0, 5: 1.0, 10: 1.0}
+    found = recalls(a, torch.randn(200, 16))
+    assert found[1] < 0.05
+    assert found[10] == pytest.approx(0.05, abs=0.05)
+    turn = torch.linalg.qr(torch.randn(16, 16))[0]
+    assert mapped((a[:150], a[:150] @ turn), (a[150:], a[150:] @ turn), 0)[1] > 0.95
+    assert recalls(a[150:], a[150:] @ turn)[1] < 0.3  # without the map
+    with pytest.raises(ValueError, match="10 rows or more"):
+        recalls(a[:4], a[:4])
+
+
+def test_a_joint_run_trains_goes_on_exactly_and_is_probed(
+    tmp_path: Path, jepa_run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [*TINY, f"run_dir={tmp_path / 'run'}", "train.checkpoint_every=2", "train.watch_every=2"]
+    ran = jepa_run(*command)
+    assert ran.status == 0, ran.err
+    run_dir = tmp_path / "run"
+    assert (run_dir / "masks.png").exists()
+    expected, trained = losses(run_dir), weights(run_dir)
+    shutil.rmtree(run_dir / "checkpoints" / "step_00000004")
+    assert jepa_run(*command).status == 0
+    assert losses(run_dir) == expected
+    assert all(value.equal(trained[key]) for key, value in weights(run_dir).items())
+    assert {"target_rank", "agreement_gain", "position_share"} <= read_metrics(run_dir / "metrics.jsonl")[-1].keys()
+
+    pretrained = jepa.load(run_dir)
+    x = {"clip": torch.randint(256, (3, 3, 8, 24, 24), dtype=torch.uint8), "sound": torch.randn(3, 1, 16_000) / 8}
+    assert pretrained.features(x).shape == (3, 32)
+    assert pretrained.features({"sound": x["sound"]}, pool="none").shape == (3, 4, 32)
+    with pytest.raises(RecipeError, match="explorer shows models of one modality"):
+        explorer(ExploreSettings(run=str(run_dir)))
+
+    assert evaluate.main([f"run={run_dir}", "probes=[regression,retrieval]", "sources=[model,random_init]"]) == 0
+    table = capsys.readouterr().out
+    for words in ("sound of clip", "clip of sound", "retrieval, predictor", "recall@10", "regression sound"):
+        assert words in table
+    assert "pixels" not in (run_dir / "evaluation.json").read_text()
+    page = write_report(ReportSettings(run=str(run_dir), samples=16)).read_text()
+    for words in ("What is hidden and asked: sound", "Nearest neighbours: clip", "Task sound_from_clip, in numbers"):
+        assert words.lower() in page.lower()
+
+
+def test_two_processes_train_on_clips_and_sound_as_one(tmp_path: Path, jepa_run: Run) -> None:
+    command = [*TINY, *STEPS, "train.accumulate=1"]
+    ran = torchrun(*command, f"run_dir={tmp_path / 'two'}")
+    assert ran.returncode == 0, ran.stderr
+    assert jepa_run(*command, f"run_dir={tmp_path / 'one'}").status == 0
+    assert_same_training(tmp_path / "two", tmp_path / "one")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("encoder=vit_micro", "the data has several modalities (clip, sound), ViT takes one"),
+        ("encoder.patches.sound.in_chans=2", "the data has 1 channels: set encoder.patches.sound.in_chans=1"),
+        ("data.size.sound=[60,16]", "60 frames need waveforms"),
+        ("masker.tasks.both.see=[clip,smell]", "tasks.both sees ['clip', 'smell']"),
+        ("data.size.clip=[2,24,24]", "need count >= 1"),
+    ],
+)
+def test_clear_errors(change: str, message: str, tmp_path: Path, jepa_run: Run) -> None:
+    ran = jepa_run(*[a for a in TINY if a.partition("=")[0] != change.partition("=")[0]], change, f"run_dir={tmp_path}")
+    assert ran.status == 1
+    assert message in ran.err
