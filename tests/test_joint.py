@@ -78,10 +78,10 @@ def masker(tasks: dict[str, JointTask], **maskers: Masker) -> Joint:
 
 
 def test_a_joint_grid_is_one_axis_that_knows_its_parts() -> None:
-    assert GRID == JointGrid({"clip": (2, 2, 3), "sound": (4, 2)})
+    assert JointGrid({"clip": (2, 2, 3), "sound": (4, 2)}) == GRID
     assert tuple(GRID) == (20,)
-    assert GRID != JointGrid({"sound": (4, 2), "clip": (2, 2, 3)})
-    assert GRID != JointGrid({"clip": (3, 2, 2), "sound": (4, 2)})
+    assert JointGrid({"sound": (4, 2), "clip": (2, 2, 3)}) != GRID
+    assert JointGrid({"clip": (3, 2, 2), "sound": (4, 2)}) != GRID
     assert (GRID.cells("clip"), GRID.cells("sound")) == (slice(0, 12), slice(12, 20))
     copy = pickle.loads(pickle.dumps(GRID))  # as data workers send it
     assert copy == GRID
@@ -130,9 +130,10 @@ def test_inputs_that_do_not_fit_are_refused() -> None:
         model(View(x, Indices.all(2, (20,))))
     with pytest.raises(TypeError, match=r"the data has clip, sound; jepa\.encoders\.JointViT"):
         ViT(dim=24, depth=1, heads=2)(View(x))
+    predictor = ViTPredictor(embed_dim=24, dim=24, depth=1, heads=2, modalities=("clip", "sound"))
+    pictures = ViT(dim=24, depth=1, heads=2, patch_size=4)(View(torch.randn(1, 3, 8, 8)))
     with pytest.raises(TypeError, match="not one of the modalities"):
-        predictor = ViTPredictor(embed_dim=24, dim=24, depth=1, heads=2, modalities=("clip", "sound"))
-        predictor(ViT(dim=24, depth=1, heads=2, patch_size=4)(View(torch.randn(1, 3, 8, 8))), Indices.all(1, (2, 2)))
+        predictor(pictures, Indices.all(1, (2, 2)))
     transform = JointInputs({"sound": LogMel(rate=4000, size=(4, 8))})
     with pytest.raises(ValueError, match=r"parts for sound, none for 'clip'"):
         transform(JepaBatch(View(x), []))

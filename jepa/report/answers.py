@@ -20,9 +20,9 @@ SHOWN, NEIGHBOURS = 6, 6
 EXPLAINED = (
     "Predictions are embeddings. Here each predicted patch is replaced by the picture patch whose target embedding is "
     "nearest, from all other samples and all positions (“predicted”); beside it the same with the true embeddings "
-    "(“best possible”): more cannot be seen this way. Then the first target set: the truth, and what other samples hold "
-    "at the same place, nearest to the prediction first. Only content counts: the mean embedding of each position is "
-    "taken away before."
+    "(“best possible”): more cannot be seen this way. Then the first target set: the truth, and what other samples "
+    "hold at the same place, nearest to the prediction first. Only content counts: the mean embedding of each position "
+    "is taken away before."
 )
 
 
