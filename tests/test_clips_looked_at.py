@@ -31,6 +31,9 @@ from tests.test_report import section
 TINY_CLIPS = (
     "recipe=vjepa_tiny",
     "data.size=[4,32,32]",
+    "masker=multiblock3d",
+    "predictor.mask_tokens=2",
+    "encoder.patch_size=[2,8,8]",
     "data.dataset.count=40",
     "data.labelled.train.count=40",
     "data.labelled.test.count=20",
@@ -40,6 +43,7 @@ TINY_CLIPS = (
     "encoder.heads=2",
     "predictor.dim=32",
     "predictor.depth=1",
+    "train.samples=null",
     "train.steps=2",
     "train.batch_size=8",
 )

@@ -53,7 +53,7 @@ def page(trained: Path) -> str:
 def material(trained: Path) -> tuple[Run, Material]:
     settings = Settings(run=str(trained), samples=SAMPLES)
     opened = open_run(settings)
-    return opened, gather(opened, settings, lambda count: None)
+    return opened, gather(opened, settings, lambda count: None)[0]
 
 
 def copied(trained: Path, folder: Path) -> Path:
@@ -326,7 +326,7 @@ def test_a_perfect_prediction_ranks_first_and_pastes_the_best_possible(material:
     sample = index.sets // 4
     perfect = Tokens(content[sample, index.values], index)
     assert retrieve(perfect, content, 4, 2).rank.unique().tolist() == [1]
-    for pictures in collages(found, perfect, content, 4):
+    for pictures in collages(found, found.batch.tasks[0], perfect, content, 4, 6):
         assert torch.equal(pictures["predicted"], pictures["best possible"])
     opposite = Tokens(-perfect.x, index)
     retrieval = retrieve(opposite, content, 4, 2)
