@@ -9,7 +9,7 @@ from jepa.data.clip_transforms import RandomErasing, clip_random_resized_crop, s
 from jepa.data.digits import Digits
 from jepa.data.films import Films
 from jepa.data.images import Images
-from jepa.data.joint import JointInputs, each_modality
+from jepa.data.joint import JointInputs, each_modality, keep_modalities
 from jepa.data.logmel import LogMel
 from jepa.data.mixture import Mixture
 from jepa.data.moving_shapes import MovingShapes
@@ -46,6 +46,7 @@ __all__ = [
     "collate",
     "each_modality",
     "fingerprint_of",
+    "keep_modalities",
     "loader",
     "random_resized_crop",
     "side_crops",

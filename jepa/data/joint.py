@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -28,6 +29,15 @@ class EachModality:
             KeyError: the sample lacks a modality that has a transform.
         """
         return {**x, **{name: transform(x[name]) for name, transform in self.transforms.items()}}
+
+
+def keep_modalities(names: Sequence[str]) -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]]:
+    """A transform that leaves out what is not named: films without their sound, say."""
+    return partial(_kept, names=tuple(names))
+
+
+def _kept(x: Mapping[str, Tensor], names: tuple[str, ...]) -> dict[str, Tensor]:
+    return {name: x[name] for name in names}
 
 
 class JointInputs(nn.Module):

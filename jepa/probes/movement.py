@@ -54,7 +54,7 @@ def pair_features(
     def both(x: Tensor) -> dict[str, Tensor]:
         moved, whole = sample(len(x)).to(device), View(x.to(device))
         batch = cut(JepaBatch(whole, [Task(whole, moved)]))
-        before, after = encode(batch.tasks[0].context.x), encode(batch.target.x)
+        before, after = encode(batch.tasks[0].context.signal), encode(batch.target.signal)
         pairs = {kind: torch.cat((before[kind], after[kind]), 1) for kind in before}
         return pairs | {MOVEMENT: moved}
 
