@@ -11,6 +11,7 @@ import av
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 import jepa
@@ -37,6 +38,7 @@ from tests.test_distributed import STEPS, assert_same_training, torchrun
 from tests.tiny import losses, weights
 
 Run = Callable[..., Ran]
+ROOT = Path(__file__).parent.parent
 
 GRID = JointGrid({"clip": (2, 2, 3), "sound": (4, 2)})
 BOTH = JointTask(see=("clip", "sound"), predict=("clip", "sound"))
@@ -349,6 +351,22 @@ def test_a_joint_run_trains_goes_on_exactly_and_is_probed(
     page = write_report(ReportSettings(run=str(run_dir), samples=16)).read_text()
     for words in ("What is hidden and asked: sound", "Nearest neighbours: clip", "Task sound_from_clip, in numbers"):
         assert words.lower() in page.lower()
+
+
+def test_one_modality_of_films_trains_alone(tmp_path: Path, jepa_run: Run) -> None:
+    """The baselines of benchmarks/small_data/films.yaml: the other modality is never seen."""
+    arm = yaml.safe_load((ROOT / "benchmarks" / "small_data" / "films.yaml").read_text())["arms"]["sounds alone"]
+    smaller = ["data.dataset.size=[24,24]", "data.dataset.frames=8"]
+    command = [a for a in TINY if "clip" not in a]
+    ran = jepa_run(*command, *arm, *smaller, "train.steps=2", f"run_dir={tmp_path}")
+    assert ran.status == 0, ran.err
+    pretrained = jepa.load(tmp_path)
+    fresh = pretrained.encoder("context").state_dict()
+    sound = torch.randn(3, 1, 16_000) / 8
+    assert pretrained.features({"sound": sound}).isfinite().all()
+    assert set(pretrained.recipe["data"]["size"]) == {"sound"}
+    assert fresh["patch_embed.clip.proj.bias"].eq(0).all()  # as it was: nothing of a clip went through it
+    assert not fresh["patch_embed.sound.proj.bias"].eq(0).all()
 
 
 def test_two_processes_train_on_clips_and_sound_as_one(tmp_path: Path, jepa_run: Run) -> None:
