@@ -334,7 +334,7 @@ def movement_rows(sources: Sources, seed: int) -> list[Row]:
     """Each component of movements, for each source and kind of features of pairs."""
     rows = []
     for source, split in sources.splits(seed, sources.pairs).items():
-        for kind in split.train.x.keys() - {MOVEMENT}:
+        for kind in (kind for kind in split.train.x if kind != MOVEMENT):
             train, test = (Labelled(part.x[kind], part.x[MOVEMENT]) for part in (split.train, split.test))
             probe = "movement" if kind == "last" else f"movement {kind}"
             for name, score in movement_probe(train, test, seed=seed).items():

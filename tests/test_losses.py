@@ -11,7 +11,19 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from jepa.interfaces import Predictor, Regularizer
-from jepa.losses import BarlowTwins, Cosine, CycleConsistency, Huber, SIGReg, SmoothL1, VarianceCovariance
+from jepa.losses import (
+    L1,
+    L2,
+    BarlowTwins,
+    Cosine,
+    CycleConsistency,
+    Huber,
+    Lp,
+    PredictionVariance,
+    SIGReg,
+    SmoothL1,
+    VarianceCovariance,
+)
 from jepa.losses.moments import global_covariance, standardized
 from jepa.losses.sigreg import epps_pulley
 from jepa.nn import motion
@@ -32,6 +44,31 @@ def sample(rows: int, width: int, seed: int = 0) -> Tensor:
     mixing = torch.randn(width, width, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
     x = torch.randn(rows, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return x @ mixing + torch.arange(width)
+
+
+def test_absolute_and_squared_differences() -> None:
+    a, b = sample(7, 3), sample(7, 3, 1)
+    error = [abs(x - y) for x, y in zip(a.flatten().tolist(), b.flatten().tolist(), strict=True)]
+    assert L1()(a, b).item() == pytest.approx(sum(error) / 21)
+    assert L2()(a, b).item() == pytest.approx(sum(e**2 for e in error) / 21)
+    assert Lp(p=1.5)(a, b).item() == pytest.approx(sum(e**1.5 for e in error) / 21 / 1.5)
+    smooth = [e**2 / 2 / 0.7 if e < 0.7 else e - 0.35 for e in error]
+    assert SmoothL1(beta=0.7)(a, b).item() == pytest.approx(sum(smooth) / 21)
+
+
+def test_published_values_of_a_normalised_target() -> None:
+    target = torch.nn.functional.layer_norm(torch.tensor([[1.0, 2, 4, 8]]), (4,))
+    prediction = torch.tensor([[0.0, 0, 0, 3]])
+    assert SmoothL1(beta=1.0)(prediction, target).item() == pytest.approx(0.41447213)
+    assert L1()(prediction, target).item() == pytest.approx(0.79662521)
+
+
+def test_predictions_of_a_set_must_differ() -> None:
+    """Two sets of two tokens: deviations over each, and the mean over tasks before the hinge."""
+    x = torch.tensor([[0.0, 1], [1, 1], [3, 0], [3, 4]])
+    told = Outcome(tokens(x, 2), tokens(x, 2), tokens(x, 2), torch.zeros(2, 0), lambda context, _: context)
+    found = PredictionVariance(weight=2.0, margin=1.0, eps=0.0)([told, told])["prediction_variance"]
+    assert found.item() == pytest.approx(2 * (1 - 0.5**0.5 + 1 + 1 + 0) / 4)
 
 
 def test_huber_and_cosine() -> None:
@@ -152,6 +189,7 @@ def test_cycle_asks_the_predictor_for_the_inverse_movement() -> None:
 
 TERMS: dict[str, Regularizer] = {
     "vicreg": VarianceCovariance(margin=3.0),
+    "vicreg of every side": VarianceCovariance(margin=3.0, sides=("context", "prediction", "target")),
     "sigreg": SIGReg(slices=16),
 }
 

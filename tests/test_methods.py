@@ -11,13 +11,13 @@ import pytest
 import torch
 
 import jepa
-from jepa import evaluate
+from jepa import checkpoint, evaluate
 from jepa.data import Views, two_views
 from jepa.metrics import read_metrics
 from jepa.report.page import ReportSettings, write_report
 from jepa.types import JepaBatch, Task, View
 from tests.conftest import Ran
-from tests.tiny import TINY, TINY_BUT_TARGET, losses, weights
+from tests.tiny import TINY, TINY_BUT_TARGET, images, losses, weights
 
 Run = Callable[..., Ran]
 
@@ -33,7 +33,7 @@ TERMS = {
     "ajepa_tiny": {"prediction", "variance", "covariance"},
 }
 # the others read and normalise data as one of these; multi-class probes would take longer
-PROBED = dict.fromkeys(("saccade_tiny", "simsiam_tiny", "ajepa_tiny"), "regression")
+PROBED = {"saccade_tiny": "regression,movement", "simsiam_tiny": "regression", "ajepa_tiny": "regression"}
 
 
 @pytest.mark.parametrize("name", TERMS)
@@ -67,10 +67,40 @@ def test_a_method_trains_goes_on_exactly_loads_and_is_probed(
         return
     status = evaluate.main([f"run={tmp_path}", "limit=24", f"probes=[{PROBED[name]}]"])
     assert status == 0, capsys.readouterr().err
-    assert "random_init" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "random_init" in printed
+    assert ("movement cells" in printed) == ("translation" in printed) == (name == "saccade_tiny")
     page = write_report(ReportSettings(run=str(tmp_path), samples=16)).read_text()
     assert ("Nothing is hidden" in page) != waves
     assert "the truth ranks" in page
+
+
+CONVNET = ("encoder.name=test_resnet", "encoder.sync_batch_norm=false", "encoder.projector=[24,16]")
+VIT = ("encoder.dim=32", "encoder.heads=2", "encoder.patch_size=8", "predictor.dim=32", "predictor.depth=1")
+FULL_SIZE = {
+    "saccade_convnext_tiny": ("encoder.name=test_convnext", "data.transform.size=50"),
+    "saccade_vit": (*VIT, "encoder.depth=1", "data.transform.size=50"),
+    "simsiam_resnet50": (*CONVNET, "predictor.hidden=8"),
+    "byol_resnet50": (*CONVNET, "predictor.hidden=8"),
+    "vicreg_resnet50": CONVNET,
+    "barlow_resnet50": CONVNET,
+    "lejepa_vits16": (*CONVNET, "encoder.options={}"),
+    "cjepa_vitb16": (*VIT, "encoder.depth=1", "masker.min_context=1"),
+    "energy_ijepa": (*VIT, "encoder.hidden=32", "encoder.steps=2", "masker.min_context=1"),
+}
+
+
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_a_published_recipe_trains_on_small_parts(name: str, tmp_path: Path, jepa_run: Run) -> None:
+    """With its own optimiser, schedules, augmentation, losses and target, and nothing but smaller numbers."""
+    run_dir, root = tmp_path / "run", images(tmp_path / "pictures", 12)
+    small = [*SMALL, *FULL_SIZE[name], "train.precision=fp32", "data.size=32", f"data.root={root}"]
+    ran = jepa_run(f"recipe={name}", *small, f"run_dir={run_dir}")
+    assert ran.status == 0, ran.err
+    assert losses(run_dir).keys() == {1, 2}
+    kept = checkpoint.complete(run_dir / "checkpoints")
+    first, second = (checkpoint.load_file(path / checkpoint.MODEL) for path in kept)
+    assert any(not value.equal(second[key]) for key, value in first.items() if key.startswith("encoder."))
 
 
 def test_published_optimisers_go_on_exactly(tmp_path: Path, jepa_run: Run) -> None:

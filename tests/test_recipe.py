@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
@@ -57,6 +58,16 @@ def test_every_recipe_has_a_dry_run_without_data(name: str) -> None:
         shown = [value for name, value in table.items() if name.startswith(row)]  # "task 1", or "task 1 at first"
         assert shown, row
         assert all(any(digit in value for digit in "123456789") for value in shown), row
+
+
+def test_every_recipe_stands_in_the_readme_with_its_source() -> None:
+    """A row names recipes in full, or several at once: vjepa2_..._cooldown."""
+    text = (Path(__file__).parent.parent / "README.md").read_text().split("## Recipes")[1].split("\n## ")[0]
+    rows = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("| `")]
+    assert all(len(row) == 4 and row[3].strip() for row in rows)
+    named = [name.replace("...", r"\w+") for row in rows for cell in row for name in re.findall(r"`(\w[\w.]*)`", cell)]
+    missing = [name for name in recipes.available() if not any(re.fullmatch(each, name) for each in named)]
+    assert not missing
 
 
 def test_dry_run_of_blocks_that_are_recomputed() -> None:
