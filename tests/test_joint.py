@@ -349,7 +349,7 @@ def test_a_joint_run_trains_goes_on_exactly_and_is_probed(
         assert words in table
     assert "pixels" not in (run_dir / "evaluation.json").read_text()
     page = write_report(ReportSettings(run=str(run_dir), samples=16)).read_text()
-    for words in ("What is hidden and asked: sound", "Nearest neighbours: clip", "Task sound_from_clip, in numbers"):
+    for words in ("What is hidden and asked: sound", "Nearest neighbours: clip", "Task from_clip, in numbers"):
         assert words.lower() in page.lower()
 
 
@@ -383,7 +383,7 @@ def test_two_processes_train_on_clips_and_sound_as_one(tmp_path: Path, jepa_run:
         ("encoder=vit_micro", "the data has several modalities (clip, sound), ViT takes one"),
         ("encoder.patches.sound.in_chans=2", "the data has 1 channels: set encoder.patches.sound.in_chans=1"),
         ("data.size.sound=[60,16]", "60 frames need waveforms"),
-        ("masker.tasks.both.see=[clip,smell]", "tasks.both sees ['clip', 'smell']"),
+        ("masker.tasks.from_clip.see=[clip,smell]", "tasks.from_clip sees ['clip', 'smell']"),
         ("data.size.clip=[2,24,24]", "need count >= 1"),
     ],
 )
