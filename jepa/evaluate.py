@@ -5,8 +5,8 @@ Keys:
     data=NAME            labelled data of another group (data.root=DIR, data.test_root=DIR, ... as in recipes);
                          by default the run's own
     probes=[...]         knn, linear, lowshot, regression (the default), attentive (as in V-JEPA), attentive_deep (as in
-                         V-JEPA 2), finetune; linear also takes the last four blocks, concatenated ("last4").
-                         Without labels: movement, how the view moved, from embeddings before and after (saccades);
+                         V-JEPA 2), finetune; linear and regression also take the last four blocks, concatenated
+                         ("last4"). Without labels: movement, how the view moved, from embeddings before and after (saccades);
                          retrieval, the sound of a clip among others (models that join modalities)
     sources=[...]        of features: model, random_init, pixels; by default all three
     which=target         target or context encoder
