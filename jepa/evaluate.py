@@ -6,8 +6,8 @@ Keys:
                          by default the run's own
     probes=[...]         knn, linear, lowshot, regression (the default), attentive (as in V-JEPA), attentive_deep (as in
                          V-JEPA 2), finetune; linear and regression also take the last four blocks, concatenated
-                         ("last4"). Without labels: movement, how the view moved, from embeddings before and after (saccades);
-                         retrieval, the sound of a clip among others (models that join modalities)
+                         ("last4"). Without labels: movement, how the view moved, from embeddings before and after
+                         (saccades); retrieval, the sound of a clip among others (models that join modalities)
     sources=[...]        of features: model, random_init, pixels; by default all three
     which=target         target or context encoder
     seeds=[0]            of splits, draws and random initialisation

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from jepa import evaluate, probing, run
+from jepa import evaluate, run
 from jepa.data import MovingShapes, Videos, side_crops
 from jepa.data.moving_shapes.files import write_files
 from jepa.explore import ExploreSettings, explorer
@@ -23,6 +23,7 @@ from jepa.probes.base import Labelled
 from jepa.probes.features import InOrder, extract, recordings
 from jepa.probes.finetune import FinetuneSettings, finetune
 from jepa.probes.linear import LinearSettings, linear_probe
+from jepa.probing import rows
 from jepa.report.__main__ import main as report
 from jepa.types import Sample, UnreadableSample
 from tests.conftest import forget_accelerate
@@ -70,10 +71,10 @@ def page(trained: Path) -> str:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Which features reach the probes is under test here, not how well they are trained."""
-    monkeypatch.setattr(probing, "LOW_SHOT", ONE_SETTING)
-    monkeypatch.setattr(probing, "linear_probe", partial(linear_probe, settings=ONE_SETTING))
+    monkeypatch.setattr(rows, "LOW_SHOT", ONE_SETTING)
+    monkeypatch.setattr(rows, "linear_probe", partial(linear_probe, settings=ONE_SETTING))
     monkeypatch.setattr(AttentiveSettings, "vjepa", lambda heads: LITTLE)
-    monkeypatch.setattr(probing, "finetune", partial(finetune, settings=FinetuneSettings(epochs=1)))
+    monkeypatch.setattr(rows, "finetune", partial(finetune, settings=FinetuneSettings(epochs=1)))
 
 
 def scores(folder: Path) -> list[dict]:
@@ -107,13 +108,13 @@ def test_segments_and_views_of_real_files(
         (tmp_path / split / "shapes.csv").write_text("\n".join(["path,shape", *lines]))
     (tmp_path / "test" / "000000.mp4").write_bytes(b"no video")
     seen: list[tuple[int, ...]] = []
-    probe = probing.attentive_probe
+    probe = rows.attentive_probe
 
     def look(train: Labelled, test: Labelled, *arguments: object, **named: object) -> object:
         seen.extend((tuple(train.x.shape), tuple(test.x.shape)))
         return probe(train, test, *arguments, **named)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(probing, "attentive_probe", look)
+    monkeypatch.setattr(rows, "attentive_probe", look)
     settings = {
         "": "videos",
         "root": tmp_path / "train",

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import VJEPA2Config, VJEPA2ForVideoClassification
 
 import jepa
-from jepa import evaluate, probing
+from jepa import evaluate
 from jepa.build import RecipeError
 from jepa.checkpoint import CheckpointError
 from jepa.convert import ConversionError, read_probe
@@ -21,6 +21,7 @@ from jepa.convert.__main__ import main
 from jepa.data import MovingShapes
 from jepa.probes.features import Features, extract
 from jepa.probes.trained import TrainedProbe
+from jepa.probing import sources
 from tests.test_convert import saved, vit_keys
 from tests.test_convert_attacks import Bomb
 from tests.test_convert_video import CLIPS
@@ -168,7 +169,7 @@ def test_a_converted_probe_is_scored_on_data(
         found = extract(*arguments, **named)
         return Features(found.x, {name: y[:, None].expand(-1, 3) for name, y in found.labels.items()}, found.names)
 
-    monkeypatch.setattr(probing, "extract", hot)
+    monkeypatch.setattr(sources, "extract", hot)
     assert evaluate.main([*command, *clips_data]) == 1
     assert "gives samples several classes" in capsys.readouterr().err
 

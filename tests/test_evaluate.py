@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from jepa import evaluate, probing, run
+from jepa import evaluate, run
 from jepa.data import Shapes
 from jepa.probes import features
 from jepa.probes.linear import LinearSettings, linear_probe
+from jepa.probing import rows, sources
 from tests.conftest import forget_accelerate
 from tests.tiny import TINY
 
@@ -35,8 +36,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """How probes are chosen is under test here, not how well they are trained."""
-    monkeypatch.setattr(probing, "LOW_SHOT", FEW_STEPS)
-    monkeypatch.setattr(probing, "linear_probe", partial(linear_probe, settings=FEW_STEPS))
+    monkeypatch.setattr(rows, "LOW_SHOT", FEW_STEPS)
+    monkeypatch.setattr(rows, "linear_probe", partial(linear_probe, settings=FEW_STEPS))
 
 
 def rows_of(folder: Path) -> list[dict]:
@@ -68,7 +69,7 @@ def test_features_are_kept_and_used_again(trained: Path, monkeypatch: pytest.Mon
     def never(*arguments: object, **named: object) -> None:
         raise AssertionError("features were extracted again")
 
-    monkeypatch.setattr(probing, "extract", never)
+    monkeypatch.setattr(sources, "extract", never)
     assert evaluate.main(command) == 0
     assert rows_of(trained) == before
     with pytest.raises(AssertionError):
@@ -88,7 +89,7 @@ def test_no_test_label_is_used_for_any_choice(trained: Path, monkeypatch: pytest
         order = torch.randperm(len(found), generator=torch.Generator().manual_seed(1))
         return features.Features(found.x, {n: y[order] for n, y in found.labels.items()}, found.names)
 
-    monkeypatch.setattr(probing, "cached", shuffled)
+    monkeypatch.setattr(sources, "cached", shuffled)
     assert evaluate.main(command) == 0
     wrong = rows_of(trained)
     strip = [{k: v for k, v in row.items() if k not in ("score", "details")} for row in wrong]
