@@ -16,6 +16,7 @@ from torchaudio.transforms import Resample
 
 from jepa import seeding
 from jepa.data import Audio, Batches, DataError, loader
+from jepa.data.container import mp3_samples
 from jepa.data.resample import resampler
 from jepa.data.sound import Excerpt, _Reader, read_sound
 from jepa.data.waveform import Waveform
@@ -145,6 +146,20 @@ def test_a_crop_of_a_long_recording_does_not_decode_it_whole(folder: Path, decod
     path = record(folder / f"long_{name}", wave(rate, 20), rate, codec, options=options)
     heard(path, 0.9, rate=rate)
     assert sum(decoded) < 2 * rate  # half a second of crop, half of preroll, and frames that stick out
+
+
+@pytest.mark.parametrize("rate", [44100, 16000])
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_mp3_file_that_states_its_length_is_read_as_if_it_did_not(folder: Path, rate: int, count: int) -> None:
+    path = record(folder / f"stated_{rate}_{count}.mp3", wave(rate, SECONDS, count), rate, "libmp3lame")
+    data = bytearray(path.read_bytes())
+    assert 0 <= mp3_samples(path, len(data)) - SECONDS * rate < 3 * 1152  # type: ignore[operator]
+    data[data.index(b"Info") + 15] ^= 1  # the last byte of the number of bytes
+    wrong = folder / f"wrong_{rate}_{count}.mp3"
+    wrong.write_bytes(data)
+    assert mp3_samples(wrong, len(data)) is None
+    for place in (0.0, 0.05, 0.62, 1.0):
+        assert torch.equal(heard(path, place, rate=rate), heard(wrong, place, rate=rate))
 
 
 def test_channels_are_mixed_kept_or_repeated(folder: Path) -> None:

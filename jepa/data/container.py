@@ -58,6 +58,28 @@ def kinds(container: InputContainer) -> str:
     return f"{'only ' * bool(found)}{' and '.join(found) or 'nor anything else'}"
 
 
+def mp3_samples(path: Path, size: int) -> int | None:
+    """Samples of all frames of an MP3 file, encoder's delay and padding included.
+
+    None unless the file starts with a Xing header, which says so, and has the number of bytes that the header states.
+    """
+    with open(path, "rb") as file:
+        head, start = file.read(10), 0
+        if head.startswith(b"ID3"):
+            start = 10 + sum(byte << 7 * (3 - k) for k, byte in enumerate(head[6:10]))
+        file.seek(start)
+        frame = file.read(52)
+    if len(frame) < 52 or frame[0] != 255 or frame[1] & 0xE6 != 0xE2:  # layer III
+        return None
+    first, mono = frame[1] & 0x18 == 0x18, frame[3] >> 6 == 3  # MPEG 1, rather than 2 or 2.5
+    at = 4 + (17 if first == mono else 32 if first else 9)  # after the side information
+    flags, frames, stated = (int.from_bytes(frame[at + k : at + k + 4], "big") for k in (4, 8, 12))
+    if frame[at : at + 4] not in (b"Xing", b"Info") or flags & 3 != 3:
+        return None
+    whole = size - start - stated in (0, 128)  # with an ID3v1 tag
+    return frames * (1152 if first else 576) if whole else None
+
+
 def _end(head: bytes) -> int:
     """Bytes of a whole RIFF (AVI, WAV) or Matroska file, which say so in their first ones; 0 where that is unknown."""
     if head.startswith(b"RIFF"):

@@ -17,7 +17,7 @@ from av.packet import Packet
 from torch import Tensor
 
 from jepa.data.base import DataError
-from jepa.data.container import kinds, opened
+from jepa.data.container import kinds, mp3_samples, opened
 from jepa.data.resample import resampler
 from jepa.data.sampling import Short
 from jepa.data.waveform import Waveform
@@ -69,8 +69,9 @@ def read_sound(path: Path, name: str, excerpt: Excerpt, place: float = 0.0, *, b
     """A crop of a recording, or of a video's first sound track, as float32 (C, samples); full scale is 1.
 
     It is a part of what decoding and resampling the whole file would give, sample by sample. Only the crop and what its
-    decoder needs before it are decoded: after a seek, or, for kinds of files that do not say where a seek ends (MP3,
-    bare AAC), after reading past the packets before it. In Matroska files places are known to a millisecond only.
+    decoder needs before it are decoded: after a seek, or, for kinds of files that do not say where a seek ends (bare
+    AAC, MP3 without its length in a Xing header), after reading past the packets before it. In Matroska files places
+    are known to a millisecond only.
 
     torchaudio's filter resamples: it is finite and has no state, so that a crop equals a part of the whole, which
     libav's resampler does not promise.
@@ -86,8 +87,10 @@ def read_sound(path: Path, name: str, excerpt: Excerpt, place: float = 0.0, *, b
         UnreadableSample: the file is missing, damaged, cut off, without sound, silent there, or too short for
             `short="skip"`.
     """
-    with opened(path, name, "sound file") as (container, _):
-        x = _Reader(container, name, excerpt.rate).crop(excerpt, place, begins)
+    with opened(path, name, "sound file") as (container, size):
+        # with the length known, libav's seeking in MP3 is exact: it reads past the packets before the place
+        samples = mp3_samples(path, size) if container.format.name == "mp3" else None
+        x = _Reader(container, name, excerpt.rate, samples).crop(excerpt, place, begins)
     return checked(x, excerpt.silence, name)
 
 
@@ -97,7 +100,7 @@ def checked(x: Tensor, silence: float | None, name: str) -> Tensor:
     Raises:
         UnreadableSample: it is silent, or holds NaN.
     """
-    peak = float(x.abs().max())  # NaN if there is one
+    peak = max(map(abs, map(float, x.aminmax())))  # NaN, of both, if there is one
     if not peak < float("inf"):
         raise UnreadableSample(name, "holds samples that are not finite")
     if silence is not None and peak < 10 ** (silence / 20):
@@ -106,12 +109,15 @@ def checked(x: Tensor, silence: float | None, name: str) -> Tensor:
 
 
 class _Reader:
-    """One crop of an open file. Seconds begin with the first sample that decoding from the start gives."""
+    """One crop of an open file. Seconds begin with the first sample that decoding from the start gives.
 
-    def __init__(self, container: InputContainer, name: str, rate: int) -> None:
+    `samples` are those of all packets, if known to be right.
+    """
+
+    def __init__(self, container: InputContainer, name: str, rate: int, samples: int | None) -> None:
         if not container.streams.audio:
             raise UnreadableSample(name, f"no sound in it, {kinds(container)}")
-        self.container, self.name, self.target_rate = container, name, rate
+        self.container, self.name, self.target_rate, self.samples = container, name, rate, samples
         self.stream: AudioStream = container.streams.audio[0]
         self.stream.codec_context.thread_type = "NONE"  # data workers run in parallel
         if not self.stream.time_base or not self.stream.rate:
@@ -119,7 +125,7 @@ class _Reader:
         self.tick = float(self.stream.time_base)  # seconds
         self.origin = self.stream.start_time or 0
         self.rate = self.stream.rate  # until frames say otherwise: that of AAC may be half of what is decoded
-        guesses = any(kind in GUESSES for kind in container.format.name.split(","))
+        guesses = samples is None and any(kind in GUESSES for kind in container.format.name.split(","))
         self.packets = list(container.demux(self.stream)) if guesses or not self._said() else None
 
     def crop(self, excerpt: Excerpt, place: float, begins: float | None) -> Tensor:
@@ -141,7 +147,8 @@ class _Reader:
             raise UnreadableSample(self.name, f"cut off or damaged: its sound ends after {end:.2f} of {length:.2f} s")
         if excerpt.short == "loop" and room < 0:
             piece = piece.repeat(1, -(-excerpt.samples // got))[:, : excerpt.samples]
-        return torch.nn.functional.pad(piece, (0, excerpt.samples - piece.shape[1]))
+        missing = excerpt.samples - piece.shape[1]
+        return torch.nn.functional.pad(piece, (0, missing)) if missing else piece  # padding copies
 
     def _said(self) -> int | None:
         return self.stream.duration or self.container.duration
@@ -151,6 +158,8 @@ class _Reader:
         if self.packets is not None:
             ends = [packet.pts + (packet.duration or 0) for packet in self.packets if packet.pts is not None]
             length = (max(ends, default=0) - self.origin) * self.tick
+        elif self.samples is not None:
+            length = (round(self.samples / self.rate / self.tick) - self.origin) * self.tick
         elif self.stream.duration:
             length = self.stream.duration * self.tick
         else:
