@@ -17,6 +17,7 @@ from jepa.metrics import read_metrics
 from jepa.report.page import ReportSettings, write_report
 from jepa.types import JepaBatch, Task, View
 from tests.conftest import Ran
+from tests.test_distributed import STEPS, assert_same_training, torchrun
 from tests.tiny import TINY, TINY_BUT_TARGET, images, losses, weights
 
 Run = Callable[..., Ran]
@@ -225,3 +226,14 @@ def test_parts_that_do_not_fit_are_named(arguments: list[str], message: str, tmp
     assert ran.status == 1
     assert message in ran.err
     assert "Traceback" not in ran.err
+
+
+def test_two_processes_train_on_moved_views_as_one(tmp_path: Path, jepa_run: Run) -> None:
+    """With variance, covariance and cycle terms: the first two look at the global batch."""
+    small = ["encoder.dim=32", "encoder.depth=1", "encoder.heads=2", "predictor.dim=32", "predictor.depth=1"]
+    parts = ["predictor.heads=2", "data.workers=0", "train.samples=null", "train.batch_size=8"]
+    command = ["recipe=saccade_tiny", *small, *parts, "train.log_every=1", *STEPS, "train.accumulate=1"]
+    ran = torchrun(*command, f"run_dir={tmp_path / 'two'}")
+    assert ran.returncode == 0, ran.stderr
+    assert jepa_run(*command, f"run_dir={tmp_path / 'one'}").status == 0
+    assert_same_training(tmp_path / "two", tmp_path / "one")
