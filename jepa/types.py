@@ -160,7 +160,7 @@ class Indices:
 
 def as_grid(grid: Sequence[int]) -> tuple[int, ...]:
     """A grid as it is compared and kept."""
-    return grid if isinstance(grid, JointGrid) else tuple(int(size) for size in grid)
+    return grid if isinstance(grid, JointGrid) else tuple(grid)
 
 
 @dataclass(frozen=True, eq=False)

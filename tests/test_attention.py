@@ -48,7 +48,7 @@ def test_backends_equal_the_plain_formulation(lengths: list[int], backend: Backe
     ours = output_and_gradients(lambda q, k, v: ragged_attention(q, k, v, layout, backend), inputs)
     plain = output_and_gradients(lambda q, k, v: plain_attention(q, k, v, lengths), inputs)
     for mine, theirs in zip(ours, plain, strict=True):
-        assert relative_error(mine, theirs) <= 1e-5
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=0)  # one token alone: two gradients are nothing
 
 
 def test_padded_bounds_need_not_be_tight() -> None:

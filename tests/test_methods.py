@@ -214,7 +214,7 @@ TOKENS_OF_A_CONVNET = (
     ("arguments", "message"),
     [
         ([*TOKENS_OF_A_CONVNET], "RandomPatches hides tokens, but encoder Timm sees whole inputs only"),
-        (["masker.translation=0.4"], "make them at least (94, 94), or lower masker.translation"),
+        (["masker.translation=0.4"], "make them at least (104, 104), or lower masker.translation"),
         (["predictor=vit", "predictor.heads=3"], "ViTPredictor answers Indices, but masker Saccade asks with Tensor"),
         (["optim.optimizer._target_=torch.optim.SGD"], "AdamW needs betas and eps; with another optimizer"),
         (["encoder=convnext_tiny", "encoder.name=resnet999"], "timm cannot make 'resnet999'"),

@@ -130,7 +130,7 @@ class EnergyTransformer(Encoder):
     def descend(self, view: View) -> tuple[list[Tensor], Indices]:
         """g (N, D) before the first step and after each, and where its tokens are."""
         signal = view.signal
-        index = view.keep or Indices.all(len(signal), self.grid(signal.shape[2:]), signal.device)
+        index = view.keep or Indices.all(signal.shape[0], self.grid(signal.shape[2:]), signal.device)
         x = self.patch_embed(signal, index) + self.position(index)
         layout = Layout.of(index)
         path = [self._normalized(x)]

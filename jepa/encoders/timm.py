@@ -115,9 +115,9 @@ class Timm(Encoder):
             )
         if self.pool:
             x = self.backbone.forward_head(self.backbone.forward_features(x), pre_logits=True)
-            return Tokens(x, Indices.all(len(x), (1,), x.device))
+            return Tokens(x, Indices.all(x.shape[0], (1,), x.device))
         x = self._maps(self.backbone, x)
-        return Tokens(x.flatten(0, 2), Indices.all(len(x), tuple(x.shape[1:3]), x.device))
+        return Tokens(x.flatten(0, 2), Indices.all(x.shape[0], tuple(x.shape[1:3]), x.device))
 
     @staticmethod
     def _maps(backbone: Any, x: Tensor) -> Tensor:

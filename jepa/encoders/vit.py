@@ -97,7 +97,7 @@ class ViT(Encoder):
 
     def _embed(self, view: View) -> tuple[Tensor, Layout, Indices]:
         signal = view.signal
-        index = view.keep or Indices.all(len(signal), self.grid(signal.shape[2:]), signal.device)
+        index = view.keep or Indices.all(signal.shape[0], self.grid(signal.shape[2:]), signal.device)
         x = self.patch_embed(signal, index)
         if self.rotary is not None:  # the residual stream is in single precision under autocast too
             return x.to(torch.promote_types(x.dtype, torch.float32)), Layout.of(index, self.rotary(index)), index
