@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 MODEL, OPTIMIZER, PROBE, STATE = "model.safetensors", "optimizer.safetensors", "probe.safetensors", "state.json"
 PREFIX, UNFINISHED = "step_", ".unfinished_"
+NUMBERS = {bool: torch.bool, int: torch.int64, float: torch.float64}
 
 
 class CheckpointError(RuntimeError):
@@ -202,12 +203,24 @@ def load_weights(path: Path, module: nn.Module, prefix: str = "") -> None:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's state as named tensors: "<parameter>:<entry>"."""
-    return {
-        f"{name}:{entry}": value
-        for name, parameter in _named(optimizer)
-        for entry, value in optimizer.state.get(parameter, {}).items()
-    }
+    """The optimiser's state as named tensors: "<parameter>:<entry>", or "<parameter>:<entry>:number" for a plain number.
+
+    Raises:
+        CheckpointError: an entry is something else.
+    """
+    tensors = {}
+    for name, parameter in _named(optimizer):
+        for entry, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                tensors[f"{name}:{entry}"] = value
+            elif type(value) in NUMBERS:
+                tensors[f"{name}:{entry}:number"] = torch.tensor(value, dtype=NUMBERS[type(value)])
+            else:
+                raise CheckpointError(
+                    f"{type(optimizer).__name__} cannot be kept in checkpoints: its state {entry!r} is a "
+                    f"{type(value).__name__}, neither a tensor nor a number; name another optim.optimizer"
+                )
+    return tensors
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
@@ -216,18 +229,21 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
     Raises:
         CheckpointError: the state belongs to other parameters.
     """
-    entries: dict[str, dict[str, Tensor]] = {}
+    entries: dict[str, dict[str, Any]] = {}
     for key, value in tensors.items():
-        name, entry = key.rsplit(":", 1)
-        entries.setdefault(name, {})[entry] = value
+        name, entry, *number = key.split(":")
+        entries.setdefault(name, {})[entry] = value.item() if number else value
     named = dict(_named(optimizer))
     unknown = sorted(entries.keys() - named.keys())  # a parameter without an entry never had a gradient
     if unknown:
         raise CheckpointError(f"the optimiser's state names {len(unknown)} unknown parameters: {unknown[:3]}")
     for name, state in entries.items():
         parameter = named[name]
-        # copied: a view of the file would hold its room on the disk after the checkpoint was deleted
-        optimizer.state[parameter] = {entry: value.to(parameter.device, copy=True) for entry, value in state.items()}
+        optimizer.state[parameter] = {
+            # copied: a view of the file would hold its room on the disk after the checkpoint was deleted
+            entry: value.to(parameter.device, copy=True) if isinstance(value, Tensor) else value
+            for entry, value in state.items()
+        }
 
 
 def _named(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, nn.Parameter]]:

@@ -104,9 +104,13 @@ def test_a_published_recipe_trains_on_small_parts(name: str, tmp_path: Path, jep
     assert any(not value.equal(second[key]) for key, value in first.items() if key.startswith("encoder."))
 
 
-def test_published_optimisers_go_on_exactly(tmp_path: Path, jepa_run: Run) -> None:
-    lars = ["optim.optimizer._target_=timm.optim.Lars", "+optim.optimizer.momentum=0.9", "optim.betas=null"]
-    command = ["recipe=barlow_tiny", *SMALL, *lars, "optim.eps=null", "optim.lr.peak=0.5", f"run_dir={tmp_path}"]
+@pytest.mark.parametrize(
+    "optimizer",
+    ["{_target_: timm.optim.Lars, momentum: 0.9}", "{_target_: timm.optim.Muon, nesterov: true}"],  # with plain numbers
+)
+def test_other_optimisers_go_on_exactly(optimizer: str, tmp_path: Path, jepa_run: Run) -> None:
+    other = [f"+optim.optimizer={optimizer}", "optim.betas=null", "optim.eps=null", "optim.lr.peak=0.01"]
+    command = ["recipe=barlow_tiny", *SMALL, *other, f"run_dir={tmp_path}"]
     ran = jepa_run(*command)
     assert ran.status == 0, ran.err
     trained = weights(tmp_path)

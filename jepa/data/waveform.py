@@ -1,17 +1,17 @@
-"""Decoded frames of sound, joined and mixed a few at a time: keeping all would cost libav a new buffer for each."""
+"""Decoded frames of sound, queued by libav and mixed some at a time: keeping all would cost it a new buffer for each."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
+from av.audio.fifo import AudioFifo
 from av.audio.frame import AudioFrame
-from av.audio.plane import AudioPlane
 from torch import Tensor
 
 from jepa.types import UnreadableSample
 
 RANGE = {"u1": (128, 128), "i2": (0, 2**15), "i4": (0, 2**31), "i8": (0, 2**63)}  # silence and full scale
-AT_ONCE = 16  # frames
+AT_ONCE = 2**14  # samples, which the processor's cache holds
 
 
 class Waveform:
@@ -37,48 +37,42 @@ class Waveform:
         mixed = self.given if channels < self.given else 1
         self.middle, self.scale = middle * mixed, scale * mixed
         self.x = np.empty((min(channels, self.given), samples), np.float32)
-        self.kept: list[tuple[tuple[AudioPlane, ...], int]] = []
-        self.room = np.empty(AT_ONCE * self.given * first.samples, np.float32)
+        self.queue, self.queued = AudioFifo(), 0
 
     def add(self, frame: AudioFrame) -> None:
         """Raises UnreadableSample if the frame is of another form."""
         if _form(frame) != self.form:
             raise UnreadableSample(self.name, "damaged: its rate, channels or kind of samples change on the way")
-        self.kept.append((frame.planes, frame.samples))
-        if len(self.kept) == AT_ONCE:
+        frame.pts = None  # files may round their times; what has no times is queued without gaps
+        self.queue.write(frame)
+        self.queued += frame.samples
+        if self.queued >= AT_ONCE:
             self._join()
 
     def joined(self) -> Tensor:
         """(channels, samples)."""
-        self._join()
+        if self.queued:
+            self._join()
         return torch.from_numpy(self.x[:, : self.count]).expand(self.channels, -1)
 
     def _join(self) -> None:
-        """Append what is kept."""
-        new = sum(samples for _, samples in self.kept)
-        begin, self.count = self.count, self.count + new
+        """Append what is queued."""
+        begin, self.count = self.count, self.count + self.queued
         if self.count > self.x.shape[1]:
             self.x = np.concatenate((self.x, np.empty((len(self.x), self.count), np.float32)), axis=1)
-        if new * self.given > len(self.room):
-            self.room = np.empty(new * self.given, np.float32)
         width = 1 if self.planar else self.given
-        parts = [
-            np.frombuffer(planes[k], self.dtype, width * samples)  # type: ignore[call-overload]
-            for k in range(self.given // width)
-            for planes, samples in self.kept
-        ]
-        self.kept.clear()
-        if not parts:
-            return
-        found = np.concatenate(parts, out=self.room[: new * self.given])
-        found = found.reshape(self.given, new) if self.planar else found.reshape(new, self.given).T
+        planes = self.queue.read().planes
+        parts = [np.frombuffer(plane, self.dtype, width * self.queued) for plane in planes]
+        found = parts if self.planar else list(parts[0].reshape(-1, self.given).T)
+        self.queued = 0
         x = self.x[:, begin : self.count]
         if len(x) == self.given:
-            x[:] = found
-        elif self.given == 2:
-            np.add(found[0], found[1], out=x[0])  # np.sum takes several times as long
+            for channel, row in zip(x, found, strict=True):
+                channel[:] = row
         else:
-            np.sum(found, axis=0, out=x[0])
+            np.add(found[0], found[1], out=x[0], dtype=np.float32)  # np.sum takes several times as long
+            for row in found[2:]:
+                x[0] += row
         if self.middle:
             x -= self.middle
         if self.scale > 1:
