@@ -103,7 +103,8 @@ class _SideCrops:
 class RandomErasing(Normalize):
     """Normalises, then fills a random box with noise: the same box in all frames of a clip, other noise in each.
 
-    For data.batch_transform. Only training erases; features and probes normalise as without it.
+    For data.batch_transform. Only training erases; features and probes normalise as without it. Boxes are drawn on the
+    device, by each process for its share of the batch: another number of processes erases other boxes.
 
     Args:
         mean, std: see `Normalize`.
