@@ -321,6 +321,20 @@ def test_recalls() -> None:
         recalls(a[:4], a[:4])
 
 
+def test_embeddings_that_are_all_one_find_no_more_than_chance() -> None:
+    a, chance = torch.randn(200, 16), {1: 0.005, 5: 0.025, 10: 0.05}
+    one = a[:1].expand(200, 16)
+    for query, bank in ((one, one), (a, one), (one, a), (0.1 * one.double(), one.double())):
+        assert recalls(query, bank) == pytest.approx(chance)
+    pairs = a[:100].repeat(2, 1)  # each is there twice
+    assert recalls(pairs, pairs) == pytest.approx({1: 0.5, 5: 1, 10: 1})
+    broken = a.clone()
+    broken[3, 2] = torch.nan
+    for query, bank in ((broken, a), (a, broken)):
+        with pytest.raises(ValueError, match="1 of 200 feature rows hold NaN or infinity"):
+            recalls(query, bank)
+
+
 def test_a_joint_run_trains_goes_on_exactly_and_is_probed(
     tmp_path: Path, jepa_run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -335,6 +335,12 @@ def test_a_perfect_prediction_ranks_first_and_pastes_the_best_possible(material:
     assert bool((retrieval.rows != own[:, None]).all())
 
 
+def test_content_that_is_all_one_ranks_in_the_middle(material: tuple[Run, Material]) -> None:
+    _, found = material
+    said = found.output.intermediates["tasks"][0]["prediction"]
+    assert retrieve(said, torch.ones_like(found.targets), 4, 2).rank.unique().tolist() == [(1 + SAMPLES) / 2]
+
+
 def test_answers_are_those_of_the_model(material: tuple[Run, Material]) -> None:
     opened, found = material
     text = answers(opened, found).text[1]

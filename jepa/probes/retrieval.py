@@ -12,32 +12,43 @@ from torch import Tensor
 
 from jepa.interfaces import Encoder
 from jepa.model import JEPA
-from jepa.probes.base import Labelled
+from jepa.probes.base import Labelled, check_features
 from jepa.probes.ridge import ridge_probe
 from jepa.types import Indices, Input, JointGrid, View, each
 
 KS = (1, 5, 10)
+_ROUNDING = 1e-12  # of float64, with room: products of equal rows differ by the order of their sums
 
 
 def recalls(query: Tensor, bank: Tensor, ks: Sequence[int] = KS) -> dict[int, float]:
     """Share of queries whose counterpart is among the k nearest of the bank, by cosine, after each side's mean is taken
-    away.
+    away. Rows as near as the counterpart count as in random order: embeddings that are all one give k / N.
 
     Args:
         query, bank: (N, D); row i of the one belongs to row i of the other.
         ks: each at most N.
 
     Raises:
-        ValueError: they do not belong together, or a k is larger than N.
+        ValueError: they do not belong together, a k is larger than N, or a row holds NaN or infinity.
     """
     if query.shape != bank.shape or max(ks) > len(query):
         raise ValueError(
             f"need queries and a bank of one shape and {max(ks)} rows or more; got {query.shape}, {bank.shape}"
         )
-    query, bank = (F.normalize(x.double() - x.double().mean(0), dim=1) for x in (query, bank))
+    check_features(query)
+    check_features(bank)
+    query, bank = (F.normalize(_centred(x.double()), dim=1) for x in (query, bank))
     cosine = query @ bank.T
-    rank = (cosine > cosine.diagonal()[:, None]).sum(1)
-    return {k: float((rank < k).double().mean()) for k in ks}
+    own = cosine.diagonal()[:, None]
+    nearer = (cosine > own + _ROUNDING).sum(1)
+    equal = ((cosine - own).abs() <= _ROUNDING).sum(1)  # itself among them
+    return {k: float(((k - nearer) / equal).clamp(0, 1).mean()) for k in ks}
+
+
+def _centred(x: Tensor) -> Tensor:
+    """Less the mean; what is nothing but its rounding becomes zero, which points nowhere."""
+    rest = x - x.mean(0)
+    return torch.where(rest.abs() <= _ROUNDING * x.abs().amax(0), 0.0, rest)
 
 
 def mapped(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], seed: int) -> dict[int, float]:

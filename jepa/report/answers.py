@@ -31,7 +31,7 @@ class Retrieval:
     """How predictions, pooled over each target set, compare with the content of all samples at the same positions.
 
     Attributes:
-        rank: (S,) place of the true sample among all m, 1 the best.
+        rank: (S,) place of the true sample among all m, 1 the best; of equally near ones the middle of their places.
         rows: (S, k) the nearest other samples.
         cosine: (S, k) to them.
         candidates: m.
@@ -86,7 +86,7 @@ def question_rows(
         others = zip(retrieval.rows[first].tolist(), retrieval.cosine[first].tolist(), strict=True)
         crops = [(i, "the truth"), *((j, f"{cosine:.2f}") for j, cosine in others)]
         shown = [picture(to_rgb(crop(material.x[j], blocks[first])[None])[0], caption) for j, caption in crops]
-        rows.append(Row(f"target 1: the truth ranks {int(retrieval.rank[first])} of {retrieval.candidates}", shown))
+        rows.append(Row(f"target 1: the truth ranks {float(retrieval.rank[first]):g} of {retrieval.candidates}", shown))
     return rows
 
 
@@ -104,7 +104,7 @@ def other_views(material: Material, found: Tokens) -> Section:
         shown = [picture(rgb, "the truth" if title == "input" else title) for title, rgb in pictures.items()]
         others = zip(retrieval.rows[i].tolist(), retrieval.cosine[i].tolist(), strict=True)
         shown += [picture(views[j], f"{cosine:.2f}") for j, cosine in others]
-        rows.append(Row(f"the truth ranks {int(retrieval.rank[i])} of {retrieval.candidates}", shown))
+        rows.append(Row(f"the truth ranks {float(retrieval.rank[i]):g} of {retrieval.candidates}", shown))
     text = (
         "The predictor is told how the view changes and predicts the embedding of the other view. The truth is that "
         "view; then the views of other samples whose embeddings are nearest to the prediction, after the mean of all "
@@ -135,7 +135,8 @@ def retrieve(said: Tokens, content: Tensor, sets: int, k: int) -> Retrieval:
         own = number // sets
         there = content[:, said.index.values[start:stop]].mean(1)  # (m, D)
         cosine = F.cosine_similarity(there, said.x[start:stop].mean(0, keepdim=True), dim=-1)
-        ranks.append(1 + int((cosine > cosine[own]).sum()))
+        nearer, equal = int((cosine > cosine[own]).sum()), int((cosine == cosine[own]).sum())
+        ranks.append(nearer + (1 + equal) / 2)
         cosine[own] = -torch.inf
         best = cosine.topk(k)
         rows.append(best.indices)
