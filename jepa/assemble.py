@@ -21,10 +21,11 @@ from jepa.data.batches import Batches, pose
 from jepa.interfaces import Encoder, Masker
 from jepa.model import JEPA
 from jepa.optim import adamw, parameter_groups
+from jepa.plan import Plan
 from jepa.probes.watch import Watch
 from jepa.seeding import Stream, key
 from jepa.settings import TrainSettings
-from jepa.trainer import Plan, Schedule, Trainer
+from jepa.trainer import Schedule, Trainer
 from jepa.types import Input, JepaBatch, Masks, each
 
 log = logging.getLogger("jepa")
@@ -41,10 +42,7 @@ def assemble(recipe: Mapping[str, Any], settings: TrainSettings, accelerator: Ac
     torch.manual_seed(key(recipe["seed"], Stream.INIT))
     model = build_model(recipe)
     if not checkpoint.complete(Path(recipe["run_dir"]) / "checkpoints"):
-        try:
-            model.updater.begin(model.target_encoder)
-        except (ValueError, OSError) as error:
-            raise RecipeError(f"target: {error}") from error
+        begin(model, recipe)
     size = input_size(data["size"])
     grid = fitting_grid(model.encoder, size)
     steps = recipes.total_steps(settings, len(dataset))
@@ -101,6 +99,24 @@ def assemble(recipe: Mapping[str, Any], settings: TrainSettings, accelerator: Ac
         if settings.watch_every
         else None,
     )
+
+
+def begin(model: JEPA, recipe: Mapping[str, Any]) -> None:
+    """Weights that the parts of a new run start from.
+
+    Raises:
+        RecipeError: they cannot be had or used.
+    """
+    for encoder in (model.encoder, model.target_encoder) if recipe["init_from"] is None else ():
+        try:
+            if encoder is not None:
+                encoder.begin()
+        except (ValueError, OSError) as error:
+            raise RecipeError(f"encoder: {error}") from error
+    try:
+        model.updater.begin(model.target_encoder)
+    except (ValueError, OSError) as error:
+        raise RecipeError(f"target: {error}") from error
 
 
 def input_size(size: Any) -> Any:
@@ -174,10 +190,15 @@ def fitting_masker(recipe: Mapping[str, Any], model: JEPA, grid: tuple[int, ...]
     masker: Masker = build(recipe["masker"], "masker")
     try:
         masker.check(grid)
+        kinds = [kind for progress in (0.0, 1.0) for _, kind in masker.at(progress).kinds()]
+        posed = [drawn for kind in kinds for drawn in kind.sample(1, grid, torch.Generator())]
     except ValueError as error:
         raise RecipeError(f"masker: {error}") from error
     encoder, predictor, name = model.encoder, model.predictor, type(masker).__name__
-    posed = [drawn for progress in (0.0, 1.0) for drawn in masker.at(progress).sample(1, grid, torch.Generator())]
+    if recipe["predictor"].get("modalities") and not encoder.modalities:
+        raise RecipeError(
+            f"predictor.modalities={recipe['predictor']['modalities']}: the encoder takes one, leave it out"
+        )
     for drawn in posed:
         if isinstance(drawn, Masks) and not encoder.hides:
             raise RecipeError(

@@ -190,7 +190,7 @@ def introduce(recipe: Mapping[str, Any], settings: TrainSettings, trainer: Train
 def conclude(run_dir: Path, trainer: Trainer, finished: bool) -> None:
     """Where everything is."""
     found = checkpoint.complete(trainer.plan.checkpoints)
-    stopped = f"stopped after step {trainer.step} ({trainer.stop_reason}); the same command goes on from there"
+    stopped = f"stopped after step {trainer.step} ({trainer.stop.reason}); the same command goes on from there"
     rows: list[tuple[str, object]] = [("state", "finished" if finished else stopped)]
     if trainer.skipped_by_all:
         rows += [("skipped", f"{trainer.skipped_by_all} samples could not be read (named above)")]

@@ -7,15 +7,11 @@ from __future__ import annotations
 
 import logging
 import platform
-import signal
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import nullcontext
 from pathlib import Path
-from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -28,73 +24,18 @@ from jepa.metrics import Clock, MetricsFile
 from jepa.model import JEPA
 from jepa.nn.blocks import compile_blocks
 from jepa.optim import set_hyperparameters, trained_parts
+from jepa.plan import Facts, Plan, Probe
 from jepa.seeding import Stream, key
+from jepa.stop import Stop
 from jepa.types import JepaBatch, StepOutput
 
 log = logging.getLogger(__name__)
 
 Schedule = Callable[[int], float]
 
-ECHO_SECONDS = 3.0
-
 
 class NonFiniteLoss(RuntimeError):
     """The loss is no longer a number."""
-
-
-class Probe(Protocol):
-    """Looks at training steps from outside, in the main process only, at its share of the batch.
-
-    Attributes:
-        every: steps between its measurements.
-        stop: why the run should stop, if it should.
-    """
-
-    every: int
-    stop: str | None
-
-    def __call__(self, step: int, output: StepOutput, batch: JepaBatch, *, due: bool) -> Mapping[str, float]:
-        """Called after every step; what it measures where that is `due` goes into the metrics."""
-
-    def summary(self) -> Mapping[str, str]:
-        """A few words for the progress bar."""
-
-    def state_dict(self) -> Mapping[str, Tensor]: ...
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How long, how often, and where to.
-
-    Attributes:
-        steps: optimiser steps of the whole run.
-        log_every, checkpoint_every: in steps.
-        keep_last, keep_every: checkpoints that stay: the last so many, and those of steps that `keep_every` divides.
-        run_dir: where metrics and checkpoints go.
-        clip_norm: largest norm of the gradient of all parameters; None: not clipped.
-        clip_parts: clip the gradient of each part (encoder, predictor) by its own norm.
-        clip_after: steps without clipping at the start.
-        workers: data workers of each process.
-        fingerprint: what the order of samples depends on.
-    """
-
-    steps: int
-    run_dir: Path
-    fingerprint: str
-    log_every: int = 10
-    checkpoint_every: int = 1000
-    keep_last: int = 2
-    keep_every: int | None = None
-    clip_norm: float | None = None
-    clip_parts: bool = False
-    clip_after: int = 0
-    workers: int = 0
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.run_dir / "checkpoints"
 
 
 class Trainer:
@@ -133,7 +74,7 @@ class Trainer:
         self.optimizer = make_optimizer(self.jepa)
         self.model = accelerator.prepare(self.jepa)  # DDP and autocast around the same parameters
         self.step = 0
-        self.stop_reason: str | None = None
+        self.stop = Stop()
         self.skipped = 0  # samples, by this process
         self.skipped_by_all = 0  # as of the last time that the processes agreed
         self.metrics = MetricsFile(plan.run_dir / "metrics.jsonl", write=accelerator.is_main_process)
@@ -194,7 +135,7 @@ class Trainer:
         stream = self.stream()
         clock = Clock(self.step)
         first_bad = torch.zeros((), device=self.accelerator.device)  # step of the first loss that is not finite
-        with self._signals(), self._progress() as bar:
+        with self.stop.on_signals(), self._progress() as bar:
             while self.step < plan.steps:
                 self.step += 1
                 terms, output, batch, momentum = self._train_step(stream, clock)
@@ -207,7 +148,7 @@ class Trainer:
                 logging_due = last or self.step == 1 or self.step % plan.log_every == 0 or looking_due
                 saving_due = last or self.step % plan.checkpoint_every == 0
                 alone = self.accelerator.num_processes == 1
-                if not (logging_due or saving_due or (alone and self.stop_reason)):
+                if not (logging_due or saving_due or (alone and self.stop.reason)):
                     continue
                 facts = self._agree(terms, first_bad)  # the only place that waits for the device
                 if facts.bad_step:
@@ -258,13 +199,13 @@ class Trainer:
         if self.probe is None or not self.accelerator.is_main_process:
             return {}
         seen = self.probe(self.step, output, batch, due=due)
-        if self.probe.stop and not self.stop_reason:
-            self.stop_reason = self.probe.stop
+        if self.probe.stop and not self.stop.reason:
+            self.stop.reason = self.probe.stop
         return seen
 
     def _agree(self, terms: Mapping[str, Tensor], first_bad: Tensor) -> Facts:
         """What all processes know together: mean terms, whether one lost its numbers, was told to stop, skipped."""
-        mine = [*terms.values(), first_bad, self.stop_reason is not None, self.skipped]
+        mine = [*terms.values(), first_bad, self.stop.reason is not None, self.skipped]
         numbers = torch.stack([torch.as_tensor(x, dtype=torch.float32, device=first_bad.device) for x in mine])
         *sums, bad, stop, skipped = self.accelerator.reduce(numbers, reduction="sum").tolist()
         means = {name: total / self.accelerator.num_processes for name, total in zip(terms, sums, strict=True)}
@@ -334,30 +275,6 @@ class Trainer:
             f"if it happens at once, look for broken inputs"
         )
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGTERM and SIGINT ask for a checkpoint and an end at the next step; a second one ends at once.
-
-        A launcher passes on what the terminal has sent to every process already: that is not a second one.
-        """
-        asked = 0.0
-
-        def ask(number: int, frame: FrameType | None) -> None:
-            nonlocal asked
-            if self.stop_reason:
-                if time.monotonic() - asked > ECHO_SECONDS:
-                    raise KeyboardInterrupt
-                return
-            self.stop_reason, asked = signal.Signals(number).name, time.monotonic()
-            log.warning("%s: writing a checkpoint, then stopping", self.stop_reason)
-
-        before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
     def _progress(self) -> Any:
         return tqdm(
             total=self.plan.steps,
@@ -372,24 +289,3 @@ class Trainer:
 def device_name(device: torch.device) -> str:
     """What a person calls it."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What all processes agree on at a step.
-
-    Attributes:
-        terms: of the loss, means over the global batch.
-        bad_step: first step whose loss was not finite; 0: none.
-        stop: a process was told to stop.
-        skipped: samples skipped so far, all processes together.
-    """
-
-    terms: dict[str, float]
-    bad_step: int
-    stop: bool
-    skipped: int
-
-    @property
-    def loss(self) -> float:
-        return sum(self.terms.values())

@@ -13,7 +13,7 @@ FLOORS: list[set[str]] = [
     {"types", "interfaces", "schedules", "settings", "seeding"},
     {"nn"},
     {"maskers", "encoders", "predictors", "targets", "losses", "data"},
-    {"model", "optim", "checkpoint", "build", "adapt"},
+    {"model", "optim", "checkpoint", "build", "adapt", "plan", "stop"},
     {"trainer", "probes", "metrics", "pictures"},
     {
         "run",
