@@ -207,10 +207,28 @@ def build_model(recipe: Mapping[str, Any], *, trust: Trust | None = None, meta: 
             "model",
             trust=trust,
             encoder=encoder,
-            predictor=build(recipe["predictor"], "predictor", trust=trust, embed_dim=encoder.embed_dim),
+            predictor=build_predictor(recipe["predictor"], encoder, trust),
             target=build(recipe["target"], "target", trust=trust),
             criterion=build(recipe["criterion"], "criterion", trust=trust),
             regularizers={
                 name: build(node, f"regularizers.{name}", trust=trust) for name, node in recipe["regularizers"].items()
             },
         )
+
+
+def build_predictor(node: Mapping[str, Any], encoder: Any, trust: Trust | None = None) -> Any:
+    """The predictor, told the encoder's width and, if it takes them, the modalities that the encoder joins.
+
+    Raises:
+        RecipeError: as `build`, or it is given other modalities.
+    """
+    takes = parameters(locate(_target_of(node, "predictor"), "predictor", trust))
+    joined, own = list(encoder.modalities), node.get("modalities")
+    if joined and own and sorted(own) != sorted(joined):
+        raise RecipeError(
+            f"predictor.modalities={own}, but the encoder joins {', '.join(joined)}: leave it out, it is filled in"
+        )
+    given: dict[str, Any] = {"embed_dim": encoder.embed_dim}
+    if joined and not own and "modalities" in takes:
+        given["modalities"], node = joined, {key: value for key, value in node.items() if key != "modalities"}
+    return build(node, "predictor", trust=trust, **given)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
@@ -27,6 +27,8 @@ from jepa.settings import TrainSettings
 from jepa.types import JepaBatch, JointGrid, Masks, Motions, UnreadableSample, View, each
 
 SAMPLES = 32  # of which tokens, arithmetic and memory are estimated
+Kinds = Sequence[tuple[float, Sequence[Masks | Motions]]]  # share of batches, and what is drawn for them
+Drawn = Mapping[str, Kinds]  # by when
 
 
 @dataclass(frozen=True)
@@ -65,11 +67,15 @@ def describe(recipe: Mapping[str, Any]) -> str:
     masker = fitting_masker(recipe, model, grid)
     count = min(SAMPLES, settings.batch_size)
     drawn = {
-        when: now.sample(count, grid, seeding.generator(recipe["seed"], seeding.Stream.MASK, 1))
+        when: [
+            (share, kind.sample(count, grid, seeding.generator(recipe["seed"], seeding.Stream.MASK, 1)))
+            for share, kind in now.kinds()
+            if share
+        ]
         for when, now in ends(masker).items()
     }
     shape = with_channels(channels_of(dataset, recipe), shape)
-    costs = [step_cost(recipe, masks, grid, count, shape, settings) for masks in drawn.values()]
+    costs = [step_cost(recipe, masks, grid, count, shape, settings) for kinds in drawn.values() for _, masks in kinds]
     cost = Cost(max(cost.flops for cost in costs), max(cost.activations for cost in costs))
     return "\n".join(
         f"{name:<22}{value}" for name, value in rows(recipe, settings, model, grid, drawn, cost, steps, size)
@@ -176,6 +182,14 @@ def asked(drawn: Masks | Motions) -> str:
     )
 
 
+def task_rows(when: str, kinds: Kinds) -> Iterator[tuple[str, str]]:
+    """A row for each task, and below it one for each further kind of masks."""
+    for number in range(len(kinds[0][1])):
+        for place, (share, posed) in enumerate(kinds):
+            often = f"in {share:.0%} of batches: " if share < 1 else ""
+            yield "" if place else f"task {number + 1}{when}", f"{often}{asked(posed[number])}"
+
+
 def described(grid: tuple[int, ...]) -> str:
     """A grid in words, or the grids of several modalities."""
     if isinstance(grid, JointGrid):
@@ -188,7 +202,7 @@ def rows(
     settings: TrainSettings,
     model: JEPA,
     grid: tuple[int, ...],
-    drawn: Mapping[str, Sequence[Masks | Motions]],
+    drawn: Drawn,
     cost: Cost,
     steps: int,
     dataset_size: int | None,
@@ -203,11 +217,7 @@ def rows(
         ("target encoder", f"{fixed:,} parameters" if fixed else "the encoder itself"),
         ("predictor", f"{count_parameters(model.predictor):,} parameters"),
         ("grid", f"{described(grid)} = {prod(grid):,} tokens per sample for the target"),
-        *(
-            (f"task {number}{when}", asked(masks))
-            for when, posed in drawn.items()
-            for number, masks in enumerate(posed, start=1)
-        ),
+        *(row for when, kinds in drawn.items() for row in task_rows(when, kinds)),
     ]
     epochs = f" = {samples / dataset_size:,.1f} epochs of {dataset_size:,}" if dataset_size else ""
     return [

@@ -109,6 +109,11 @@ class Masker(ABC):
         """
         return self
 
+    def kinds(self) -> Sequence[tuple[float, Masker]]:
+        """The maskers that draw for this one, and the share of batches that each draws: itself, all of them, unless it
+        leaves them to others. Each is tried before training starts, and shown in a dry run."""
+        return [(1.0, self)]
+
     @abstractmethod
     def sample(self, batch_size: int, grid: tuple[int, ...], generator: torch.Generator) -> Sequence[Masks | Motions]:
         """Boolean maps or motions for `batch_size` samples, one entry for each task.

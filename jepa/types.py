@@ -67,6 +67,7 @@ class Indices:
         grid: size of the grid along each axis, e.g. (rows, columns); of several modalities a `JointGrid`.
         min_length, max_length: extremes of `lengths`.
         task: number of the task of a batch that these positions belong to; a predictor may tell tasks apart.
+        parts: positions on the grid of each modality of a `JointGrid`; none where nobody counted them.
     """
 
     values: Tensor
@@ -75,6 +76,7 @@ class Indices:
     min_length: int
     max_length: int
     task: int = 0
+    parts: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, values: Tensor, lengths: Tensor, grid: Sequence[int]) -> Indices:
@@ -93,7 +95,9 @@ class Indices:
             raise ValueError(f"every set needs at least one position; empty: sets {empty[:8]} of {len(lengths)}")
         if int(values.min()) < 0 or int(values.max()) >= prod(grid):
             raise ValueError(f"positions {int(values.min())}..{int(values.max())} leave the grid {grid}")
-        return cls(values.long(), lengths.long(), grid, int(lengths.min()), int(lengths.max()))
+        parts = [grid.cells(name) for name in grid.parts] if isinstance(grid, JointGrid) else []
+        counts = tuple(int(((values >= cells.start) & (values < cells.stop)).sum()) for cells in parts)
+        return cls(values.long(), lengths.long(), grid, int(lengths.min()), int(lengths.max()), parts=counts)
 
     @classmethod
     def from_maps(cls, maps: Tensor, grid: Sequence[int] | None = None) -> Indices:

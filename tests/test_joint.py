@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -16,7 +17,7 @@ from torch import Tensor
 
 import jepa
 from jepa import evaluate
-from jepa.build import RecipeError
+from jepa.build import RecipeError, build_model
 from jepa.data import BouncingSounds, DataError, Films, JointInputs, LogMel, Normalize, each_modality
 from jepa.data.bouncing_sounds import _Flight
 from jepa.data.bouncing_sounds.__main__ import main as write_bouncing_sounds
@@ -28,8 +29,10 @@ from jepa.interfaces import Masker
 from jepa.maskers import Curriculum, Joint, JointTask, MultiBlock3D, RandomPatches
 from jepa.metrics import read_metrics
 from jepa.nn.position import sincos_table
+from jepa.nn.rotary import RotaryPosition, rotary_table
 from jepa.predictors import ViTPredictor
 from jepa.probes.retrieval import mapped, recalls
+from jepa.recipe import load_recipe
 from jepa.report.page import ReportSettings, write_report
 from jepa.types import Indices, JepaBatch, JointGrid, Masks, UnreadableSample, View
 from tests.conftest import Ran
@@ -155,6 +158,57 @@ def test_a_predictor_tells_modalities_apart() -> None:
     second = Indices.from_maps(torch.tensor([[False] * 4 + [True] * 4]), grid)
     context = model(View({"a": x, "b": x}, first))
     assert not torch.allclose(predictor(context, first).x, predictor(context, second).x)
+
+
+@pytest.mark.parametrize("names", [("clip",), ("sound",), ("clip", "sound")])
+def test_every_parameter_gets_a_gradient_whichever_modalities_there_are(names: tuple[str, ...]) -> None:
+    """Processes that train together wait for all of them; and of a hidden one nothing is computed."""
+    model, x = encoder(), {name: part for name, part in inputs().items() if name in names}
+    predictor = ViTPredictor(embed_dim=24, dim=24, depth=1, heads=2, modalities=("clip", "sound"))
+    grid = model.grid({name: part.shape[2:] for name, part in x.items()})
+    maps = torch.zeros(2, *grid, dtype=torch.bool)
+    maps[:, grid.cells(names[0])] = torch.rand(2, GRID.cells(names[0]).stop - GRID.cells(names[0]).start) < 0.5
+    maps[:, grid.cells(names[0]).start] = True
+    index, projected = Indices.from_maps(maps, grid), []
+    for name in names:
+        model._patches(name).proj.register_forward_pre_hook(lambda _, args: projected.append(len(args[0])))
+    predictor(model(View(x, index)), index).x.square().sum().backward()
+    assert projected == [index.total, 0][: len(names)]
+    for part in (model, predictor):
+        for name, parameter in part.named_parameters():
+            assert parameter.grad is not None, name
+            if any(other in name for other in {"clip", "sound"} - {names[0]}):
+                assert parameter.grad.eq(0).all()
+
+
+def test_a_masked_view_is_embedded_as_the_whole_is() -> None:
+    model, x, maps = encoder(), inputs(), torch.rand(2, 20, generator=torch.Generator().manual_seed(0)) < 0.5
+    index = Indices.from_maps(maps, GRID)
+    assert index.parts == (int(maps[:, :12].sum()), int(maps[:, 12:].sum()))
+    expected = model._embed(View(x))[0].view(2, 20, -1)[maps]
+    assert model._embed(View(x, index))[0].equal(expected)
+    uncounted = replace(index, parts=())
+    assert model._embed(View(x, uncounted))[0].equal(expected)
+
+
+def test_rotary_positions_are_those_of_each_grid() -> None:
+    rotary = RotaryPosition(12)
+    found, alone = rotary(Indices.all(2, GRID)), [rotary_table(12, grid) for grid in GRID.parts.values()]
+    for factors, tables in zip(found, zip(*alone, strict=True), strict=True):
+        assert factors.equal(torch.cat(tables).repeat(2, 1))
+    predictor = ViTPredictor(embed_dim=24, dim=24, depth=1, heads=2, modalities=("clip", "sound"), position="rope")
+    assert predictor(encoder()(View(inputs())), Indices.all(2, GRID)).x.isfinite().all()
+
+
+def test_a_predictor_is_told_the_modalities() -> None:
+    """By a recipe; one that is made by hand says so where it was not."""
+    recipe = load_recipe([*TINY, "predictor.modalities=[]"])
+    assert [*build_model(recipe).predictor.modality.vectors] == ["clip", "sound"]
+    tokens, query = encoder()(View(inputs())), Indices.all(2, GRID)
+    with pytest.raises(ValueError, match=r"needs modalities=\['clip', 'sound'\]"):
+        ViTPredictor(embed_dim=24, dim=24, depth=1, heads=2)(tokens, query)
+    with pytest.raises(ValueError, match="the grid joins clip, sound; the modalities here are clip, smell"):
+        ViTPredictor(embed_dim=24, dim=24, depth=1, heads=2, modalities=("clip", "smell"))(tokens, query)
 
 
 def test_tasks_within_and_across_modalities() -> None:
@@ -397,6 +451,10 @@ def test_two_processes_train_on_clips_and_sound_as_one(tmp_path: Path, jepa_run:
         ("encoder=vit_micro", "the data has several modalities (clip, sound), ViT takes one"),
         ("encoder.patches.sound.in_chans=2", "the data has 1 channels: set encoder.patches.sound.in_chans=1"),
         ("data.size.sound=[60,16]", "60 frames need waveforms"),
+        (
+            "predictor.modalities=[clip,smell]",
+            "predictor.modalities=['clip', 'smell'], but the encoder joins clip, sound",
+        ),
         ("masker.tasks.from_clip.see=[clip,smell]", "tasks.from_clip sees ['clip', 'smell']"),
         ("data.size.clip=[2,24,24]", "need count >= 1"),
     ],

@@ -14,7 +14,7 @@ from jepa.nn.attention import Layout
 from jepa.nn.blocks import Transformer
 from jepa.nn.init import init_weights
 from jepa.nn.patch import PatchEmbed
-from jepa.nn.position import AxisOrder, ModalityEmbedding, SinCosPosition
+from jepa.nn.position import AxisOrder, ModalityEmbedding, SinCosPosition, in_graph
 from jepa.types import Indices, JointGrid, Tokens, View, each
 
 
@@ -109,11 +109,27 @@ class JointViT(Encoder):
                 f"{samples} samples on the grids {grid.parts}, their mask has {len(index)} sets on "
                 f"{getattr(index.grid, 'parts', index.grid)}"
             )
-        parts = [
-            self._patches(name)(view.x[name], Indices.all(samples, part, device)).unflatten(0, (samples, prod(part)))
-            for name, part in grid.parts.items()
-        ]
-        x = torch.cat(parts, dim=1).flatten(0, 1)  # of what is not kept too: that is little beside the blocks
-        if not index.complete:
-            x = x.index_select(0, index.sets * prod(grid) + index.values)
+        absent = [name for name in self.modalities if name not in grid.parts]
+        unused = [parameter for name in absent for parameter in self._patches(name).parameters()]
+        x = in_graph(self._whole(view.x, grid) if index.complete else self._kept(view.x, index, grid), unused)
         return x + self.position(index) + self.modality(index), index
+
+    def _whole(self, x: Mapping[str, Tensor], grid: JointGrid) -> Tensor:
+        """(N, D) all patches."""
+        parts = [
+            self._patches(name).at(x[name], None).unflatten(0, (-1, prod(part))) for name, part in grid.parts.items()
+        ]
+        return torch.cat(parts, dim=1).flatten(0, 1)
+
+    def _kept(self, x: Mapping[str, Tensor], index: Indices, grid: JointGrid) -> Tensor:
+        """(N, D) the patches at `index`; no other is computed."""
+        starts = [grid.cells(name).start for name in grid.parts]
+        part = torch.stack([index.values >= start for start in starts]).sum(0) - 1  # of each token
+        order = part.argsort(stable=True)  # modality after modality
+        counts = list(index.parts) or part.bincount(minlength=len(starts)).tolist()
+        found = []
+        for (name, own), start, rows in zip(grid.parts.items(), starts, order.split(counts), strict=True):
+            places = index.sets[rows] * prod(own) + index.values[rows] - start
+            found.append(self._patches(name).at(x[name], places))
+        flat = torch.cat(found)
+        return torch.empty_like(flat).index_copy(0, order, flat)

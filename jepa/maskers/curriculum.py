@@ -39,6 +39,10 @@ class Curriculum(Masker):
         now.share = min(1.0, sqrt(progress * (1 - self.start**2) + self.start**2))
         return now
 
+    def kinds(self) -> Sequence[tuple[float, Masker]]:
+        shares = ((1 - self.share, self.first), (self.share, self.then))
+        return [(share * part, kind) for share, masker in shares for part, kind in masker.kinds()]
+
     def check(self, grid: tuple[int, ...]) -> None:
         """Refuse what either masker refuses, and maskers that pose different numbers of tasks.
 

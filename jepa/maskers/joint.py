@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
+from math import prod
 
 import torch
 from torch import Tensor
@@ -66,8 +68,26 @@ class Joint(Masker):
 
     def at(self, progress: float) -> Joint:
         """Itself, with each masker as it is then."""
-        maskers = {name: masker.at(progress) for name, masker in self.maskers.items()}
-        return self if maskers == self.maskers else Joint(maskers=maskers, tasks=self.tasks)
+        return self._with({name: masker.at(progress) for name, masker in self.maskers.items()})
+
+    def kinds(self) -> Sequence[tuple[float, Masker]]:
+        """Every combination of the kinds of its maskers."""
+        found = product(*(masker.kinds() for masker in self.maskers.values()))
+        return [
+            (prod(share for share, _ in kinds), self._with(dict(zip(self.maskers, (m for _, m in kinds), strict=True))))
+            for kinds in found
+        ]
+
+    def asks(self, seen: str, asked: str) -> int:
+        """Number of the task that is nearest to asking for one modality from another alone: one that predicts it, sees
+        the other, and sees little else."""
+
+        def far(number: int) -> tuple[bool, bool, int]:
+            task = tasks[number]
+            return asked not in task.predict, seen not in task.see, len(task.see)
+
+        tasks = list(self.tasks.values())
+        return min(range(len(tasks)), key=far)
 
     def sample(self, batch_size: int, grid: tuple[int, ...], generator: torch.Generator) -> list[Masks]:
         """One entry for each task: context (B, G) and targets (B, M, G), where G counts the cells of all modalities and
@@ -83,6 +103,9 @@ class Joint(Masker):
                 raise ValueError(f"maskers.{name}: {type(self.maskers[name]).__name__} does not pose one task of masks")
             drawn[name] = Masks(posed[0].context.flatten(1), posed[0].targets.flatten(2))
         return [_posed(task, drawn) for task in self.tasks.values()]
+
+    def _with(self, maskers: Mapping[str, Masker]) -> Joint:
+        return self if maskers == self.maskers else Joint(maskers=maskers, tasks=self.tasks)
 
     def _parts(self, grid: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
         if not isinstance(grid, JointGrid) or set(grid.parts) != set(self.maskers):

@@ -45,24 +45,30 @@ class PatchEmbed(nn.Module):
         Raises:
             ValueError: the input has other channels, or does not fit the index.
         """
-        if x.shape[1] != self.in_chans:
-            raise ValueError(
-                f"the encoder takes {self.in_chans} channels, the input {tuple(x.shape)} has {x.shape[1]}: "
-                f"set encoder.in_chans={x.shape[1]}"
-            )
         if index.lengths.shape[0] != x.shape[0] or index.grid != self.grid(x.shape[2:]):
             raise ValueError(
                 f"an input {tuple(x.shape)} has {len(x)} samples on a grid {self.grid(x.shape[2:])}, "
                 f"its mask {len(index)} on a grid {index.grid}"
             )
-        axes = len(self.patch_size)
-        for axis, (g, p) in enumerate(zip(index.grid, self.patch_size, strict=True), start=2):
+        return self.at(x, None if index.complete else index.sets * prod(index.grid) + index.values)
+
+    def at(self, x: Tensor, rows: Tensor | None) -> Tensor:  # (B, C, *size), (N,) -> (N, D)
+        """Embeddings of the patches number `rows`, counted through the grid of one sample after the other; None: all.
+
+        Raises:
+            ValueError: the input has other channels.
+        """
+        if x.shape[1] != self.in_chans:
+            raise ValueError(
+                f"the encoder takes {self.in_chans} channels, the input {tuple(x.shape)} has {x.shape[1]}: "
+                f"set encoder.in_chans={x.shape[1]}"
+            )
+        axes, grid = len(self.patch_size), self.grid(x.shape[2:])
+        for axis, (g, p) in enumerate(zip(grid, self.patch_size, strict=True), start=2):
             x = x.narrow(axis, 0, g * p)
-        sizes = [size for pair in zip(index.grid, self.patch_size, strict=True) for size in pair]
+        sizes = [size for pair in zip(grid, self.patch_size, strict=True) for size in pair]
         x = x.reshape(*x.shape[:2], *sizes)  # (B, C, g0, p0, g1, p1, ...)
         order = [0, *range(2, 2 + 2 * axes, 2), 1, *range(3, 3 + 2 * axes, 2)]
         patches = x.permute(order)  # (B, *grid, C, *patch), still a view
-        if index.complete:
-            return self.proj(patches.reshape(index.total, -1))
-        cells = patches.reshape(x.shape[0] * prod(index.grid), -1)
-        return self.proj(cells.index_select(0, index.sets * prod(index.grid) + index.values))
+        cells = patches.reshape(x.shape[0] * prod(grid), -1)
+        return self.proj(cells if rows is None else cells.index_select(0, rows))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import prod
 from typing import Literal
 
@@ -105,11 +105,24 @@ class ModalityEmbedding(nn.Module):
 
         Raises:
             TypeError: it is the grid of one modality without a name.
+            ValueError: it holds a modality that has no vector.
         """
         if not isinstance(index.grid, JointGrid):
             raise TypeError(f"grid {index.grid} is not one of the modalities {', '.join(self.vectors)}")
-        table = torch.cat([self.vectors[name].expand(prod(grid), -1) for name, grid in index.grid.parts.items()])
-        return table.index_select(0, index.values)
+        parts = index.grid.parts
+        if not parts.keys() <= set(self.vectors):
+            raise ValueError(f"the grid joins {', '.join(parts)}; the modalities here are {', '.join(self.vectors)}")
+        table = torch.cat([self.vectors[name].expand(prod(grid), -1) for name, grid in parts.items()])
+        absent = [vector for name, vector in self.vectors.items() if name not in parts]
+        return in_graph(table.index_select(0, index.values), absent)
+
+
+def in_graph(x: Tensor, unused: Iterable[Tensor]) -> Tensor:
+    """x as it is, with parameters that it does not depend on in its graph: their gradient is zero, not absent.
+    Processes that train together wait for the gradient of every parameter."""
+    for parameter in unused:
+        x = x + 0.0 * parameter.sum()
+    return x
 
 
 class LearnedPosition(nn.Module):

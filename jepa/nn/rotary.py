@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from jepa.types import Indices
+from jepa.types import Indices, JointGrid
 
 RopeStyle = Literal["interleaved", "tiled"]
 Rotary = tuple[Tensor, Tensor]
@@ -63,7 +63,8 @@ def rotate(x: Tensor, rotary: Rotary) -> Tensor:
 
 
 class RotaryPosition(nn.Module):
-    """Rotary positions (Su et al. 2021) per axis as in V-JEPA 2 (Assran et al. 2025), for whatever grid comes."""
+    """Rotary positions (Su et al. 2021) per axis as in V-JEPA 2 (Assran et al. 2025), for whatever grid comes; of
+    several modalities each has those of its own grid."""
 
     def __init__(self, head_dim: int, style: RopeStyle = "interleaved") -> None:
         super().__init__()
@@ -74,11 +75,16 @@ class RotaryPosition(nn.Module):
     def forward(self, index: Indices) -> Rotary:  # -> (N, head_dim) twice
         device = index.values.device
         if torch.compiler.is_exporting():  # the program works for grids of any size
-            return _at(rotary_table(self.head_dim, index.grid, self.style), index)
+            return _at(self._table(index.grid), index)
         if (index.grid, device) not in self._tables:
-            cos, sin = rotary_table(self.head_dim, index.grid, self.style)
+            cos, sin = self._table(index.grid)
             self._tables[index.grid, device] = cos.to(device), sin.to(device)
         return _at(self._tables[index.grid, device], index)
+
+    def _table(self, grid: tuple[int, ...]) -> Rotary:
+        parts = grid.parts.values() if isinstance(grid, JointGrid) else [grid]
+        tables = [rotary_table(self.head_dim, part, self.style) for part in parts]
+        return torch.cat([cos for cos, _ in tables]), torch.cat([sin for _, sin in tables])
 
 
 def _at(table: Rotary, index: Indices) -> Rotary:

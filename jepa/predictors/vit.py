@@ -63,7 +63,8 @@ class ViTPredictor(Predictor):
         position, axis_order, uniform_power, rope_style: as the encoder's.
         mask_tokens: how many; the i-th task of a batch uses number i modulo this. V-JEPA has one for each of its tasks
             (Bardes et al. 2024), I-JEPA and V-JEPA 2 one altogether.
-        modalities: names, where the encoder joins several: each adds a learned vector to its positions.
+        modalities: names, where the encoder joins several: each adds a learned vector to its positions. Recipes leave
+            them out and they are filled in.
         zero_init_mask_tokens: start them at zero, as V-JEPA, instead of at random.
         drop_path: stochastic depth rate of the last block.
         depth_rescale: divide the last projections of block l by sqrt(2 l).
@@ -116,6 +117,8 @@ class ViTPredictor(Predictor):
     def forward(self, context: Tokens, query: Indices | Tensor) -> Tokens:
         if not isinstance(query, Indices):
             raise TypeError("ViTPredictor answers positions on a grid, not motions or actions")
+        if self.modality is None and len(getattr(query.grid, "parts", ())) > 1:
+            raise ValueError(f"ViTPredictor needs modalities={[*query.grid.parts]}: it could not tell them apart")
         layout, rows, answers = pair_sequences(context.index, query)
         seen = self.embed(context.x)
         asked = self.mask_token[query.task % len(self.mask_token)].expand(query.total, -1)
