@@ -9,7 +9,8 @@ Keys:
                          ("last4"). Without labels: movement, how the view moved, from embeddings before and after
                          (saccades); retrieval, the sound of a clip among others (models that join modalities)
     sources=[...]        of features: model, random_init, pixels; by default all three
-    which=target         target or context encoder
+    which=WHICH          target or context encoder; by default the one that learned: the context encoder where the
+                         target is a frozen teacher
     seeds=[0]            of splits, draws and random initialisation
     limit=N              at most so many training and test samples
     device=cpu           or cuda
@@ -82,7 +83,7 @@ def trained(settings: Settings) -> TrainedProbe | None:
     """
     if settings.trained_probe is None:
         return None
-    unused = sorted(settings.model_fields_set & {"probes", "seeds", "embed"})
+    unused = sorted(settings.model_fields_set & {"probes", "sources", "seeds", "embed"})
     if unused:
         raise RecipeError(f"trained_probe= trains nothing and draws nothing: {unused[0]}= would not be used")
     return TrainedProbe.load(settings.trained_probe)
@@ -92,8 +93,11 @@ def embed(sources: Sources, path: Path) -> str:
     """Write embeddings of the training samples with their names and labels; returns what was written.
 
     Raises:
-        RecipeError: a file that is neither .safetensors nor .parquet.
+        RecipeError: a file that is neither .safetensors nor .parquet, or another setting would not be used.
     """
+    unused = sorted(sources.settings.model_fields_set & {"probes", "sources", "seeds"})
+    if unused:
+        raise RecipeError(f"embed= probes nothing: {unused[0]}= would not be used")
     if path.suffix not in (".safetensors", ".parquet"):
         raise RecipeError(f"embed={path}: give a file that ends in .safetensors or .parquet")
     encode = encoder_features(sources.encoder("model", 0), sources.model.normalize, tokens=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,14 @@ class Encoder(nn.Module, ABC):
 
         Raises:
             ValueError: the encoder cannot take an input of this size.
+        """
+
+    def begin(self) -> None:
+        """Load weights that this encoder starts from: called once before the first step of a run, of its target encoder
+        too, but not when a trained model is loaded.
+
+        Raises:
+            ValueError, OSError: they cannot be used.
         """
 
     @abstractmethod
@@ -129,10 +138,13 @@ class TargetUpdater(ABC):
     Attributes:
         gradient: whether gradients flow through the targets into the encoder.
         train_mode: whether a target encoder of its own is in training mode during training.
+        learned: which of the two holds what was learned, for features and probes: "target", unless the target encoder
+            is a teacher that does not follow.
     """
 
     gradient: bool = False
     train_mode: bool = False
+    learned: Literal["target", "context"] = "target"
 
     @abstractmethod
     def make_target(self, encoder: Encoder) -> Encoder | None:

@@ -58,12 +58,19 @@ class Pretrained(ModelHubMixin):
         self.recipe, self.step, self.normalize, self.fingerprint = recipe, step, normalize, fingerprint
         self.facts = dict(facts or {})
 
-    def encoder(self, which: Which = "target") -> Encoder:
-        """The target encoder (the one that papers evaluate) or the context encoder.
+    @property
+    def learned(self) -> Which:
+        """The encoder that is used unless another is asked for: the target encoder, which papers evaluate, or the
+        context encoder where the target is a teacher that learned nothing."""
+        return self.model.updater.learned
+
+    def encoder(self, which: Which | None = None) -> Encoder:
+        """The target encoder, the context encoder, or by default the one that `learned`.
 
         Raises:
             ValueError: neither is meant.
         """
+        which = self.learned if which is None else which
         if which not in get_args(Which):
             raise ValueError(f"which={which!r}: one of {', '.join(get_args(Which))}")
         return self.model.teacher if which == "target" else self.model.encoder
@@ -126,7 +133,7 @@ class Pretrained(ModelHubMixin):
         *,
         layers: Sequence[int] = (-1,),
         pool: Pool = "mean",
-        which: Which = "target",
+        which: Which | None = None,
         batch_size: int = 64,
     ) -> Tensor:
         """Embeddings of inputs of any size that the encoder can cut into patches.
@@ -137,7 +144,7 @@ class Pretrained(ModelHubMixin):
             layers: blocks whose output is used, -1 the last; each passes the final LayerNorm, and they are
                 concatenated. (-4, -3, -2, -1) with mean pooling is the I-JEPA paper's second linear probe.
             pool: "mean" over all tokens, or "none".
-            which: the target or the context encoder.
+            which: the target or the context encoder; None: the one that `learned`.
             batch_size: inputs at a time.
 
         Returns:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from jepa.interfaces import Encoder, JointRegularizer, Predictor, Regularizer, TargetUpdater
 from jepa.types import Indices, JepaBatch, Outcome, StepOutput, Task, Tokens, View
 
+CRITERION = ""  # the part of the loss whose terms keep their names
+
 
 class JEPA(nn.Module):
     """Encoder, target encoder and predictor as one module; its forward is the method.
@@ -21,7 +24,8 @@ class JEPA(nn.Module):
         predictor: predicts target embeddings from context tokens and a query.
         target: makes and moves the target encoder.
         criterion: (prediction (N, D), target (N, D)) -> scalar mean, or named scalars.
-        regularizers: by name, each adds named, weighted scalars to the loss.
+        regularizers: by name, each adds named, weighted scalars to the loss. Where several parts of the loss have a
+            term of one name, it is "REGULARIZER/TERM".
         normalize_targets: layer-norm the targets over D without affine parameters (epsilon 1e-5), as published.
         prediction_weight: of the criterion in the loss.
     """
@@ -51,6 +55,11 @@ class JEPA(nn.Module):
         """The encoder that makes the targets."""
         return self.encoder if self.target_encoder is None else self.target_encoder
 
+    @property
+    def learned(self) -> Encoder:
+        """The encoder that holds what was learned: the one whose features are used."""
+        return self.encoder if self.updater.learned == "context" else self.teacher
+
     def train(self, mode: bool = True) -> JEPA:
         """A target encoder of its own stays in evaluation mode, unless its updater says otherwise."""
         super().train(mode)
@@ -71,22 +80,22 @@ class JEPA(nn.Module):
 
     def forward(self, batch: JepaBatch) -> StepOutput:
         target = self.targets(batch.target)
-        terms: dict[str, Tensor] = {}
+        terms: dict[tuple[str, str], Tensor] = {}
         seen: list[dict[str, Any]] = []
         outcomes: list[Outcome] = []
 
-        def add(found: Mapping[str, Tensor], weight: float) -> None:
+        def add(part: str, found: Mapping[str, Tensor], weight: float) -> None:
             for name, term in found.items():
-                terms[name] = terms.get(name, 0) + term * weight
+                terms[part, name] = terms.get((part, name), 0) + term * weight
 
         for task in batch.tasks:
             context = self.encoder(task.context)
             prediction = self.predictor(context, task.query)
             outcomes.append(Outcome(context, prediction, target, task.query, self.predictor))
-            add(self.compare(prediction, self.answer(target, task)), task.share / len(batch.tasks))
-            for regularizer in self.regularizers.values():
+            add(CRITERION, self.compare(prediction, self.answer(target, task)), task.share / len(batch.tasks))
+            for name, regularizer in self.regularizers.items():
                 if not isinstance(regularizer, JointRegularizer):
-                    add(regularizer(outcomes[-1]), batch.share / len(batch.tasks))
+                    add(name, regularizer(outcomes[-1]), batch.share / len(batch.tasks))
             seen.append(
                 {
                     "context": Tokens(context.x.detach(), context.index),
@@ -94,11 +103,11 @@ class JEPA(nn.Module):
                     "query": task.query,
                 }
             )
-        for regularizer in self.regularizers.values():
+        for name, regularizer in self.regularizers.items():
             if isinstance(regularizer, JointRegularizer):
-                add(regularizer(outcomes), batch.share)
+                add(name, regularizer(outcomes), batch.share)
         loss = torch.stack(list(terms.values())).sum()
-        detached = {name: term.detach() for name, term in terms.items()}
+        detached = {name: term.detach() for name, term in distinct(terms).items()}
         return StepOutput(loss, detached, {"target": Tokens(target.x.detach(), target.index), "tasks": seen})
 
     def compare(self, prediction: Tokens, answer: Tensor) -> Mapping[str, Tensor]:
@@ -110,3 +119,10 @@ class JEPA(nn.Module):
     def update_target(self, momentum: float) -> None:
         """Move the target encoder after an optimiser step."""
         self.updater.update(self.encoder, self.target_encoder, momentum)
+
+
+def distinct(terms: Mapping[tuple[str, str], Tensor]) -> dict[str, Tensor]:
+    """Terms of (part of the loss, term) by the name of the term, with the part before it where others have that too."""
+    count = Counter(name for _, name in terms)
+    alone = {(part, name): part == CRITERION or count[name] == 1 for part, name in terms}
+    return {name if alone[part, name] else f"{part}/{name}": term for (part, name), term in terms.items()}

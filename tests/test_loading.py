@@ -164,6 +164,19 @@ def test_a_package_can_be_trusted(copy: Path, evil: Callable[[], bool]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("node", "said"),
+    [
+        ({"name": "test_resnet", "options": {"checkpoint_path": "/tmp/evil.pth"}}, "an encoder reads no weights"),
+        ({"name": "hf-hub:a/stranger"}, "timm cannot make 'hf-hub:a/stranger'"),
+    ],
+)
+def test_no_file_or_address_of_a_stranger_is_read_by_timm(node: dict[str, Any], said: str, copy: Path) -> None:
+    tamper(copy, "encoder", {"_target_": "jepa.encoders.Timm", **node})
+    with pytest.raises(RecipeError, match=f"encoder: .*{said}"):
+        jepa.load(copy)
+
+
+@pytest.mark.parametrize(
     "path",
     [
         "jepa.run.os.system",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import cos, pi
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from jepa.interfaces import Encoder, Predictor, TargetUpdater
 from jepa.losses import L1, L2, Lp, PredictionVariance, SmoothL1, VarianceCovariance
@@ -99,15 +101,27 @@ def test_momentum_rises_linearly() -> None:
     assert StopGradient().momentum(3, 10) == 0.0
 
 
+def test_momentum_rises_along_a_cosine() -> None:
+    """BYOL's 1 - (1 - tau) (cos(pi k / K) + 1) / 2 with k updates before this one (Grill et al. 2020, section 3.2)."""
+    ema, tau, steps = EMA(start=0.99, end=1.0, shape="cosine"), 0.99, 8
+    published = [1 - (1 - tau) * (cos(pi * k / steps) + 1) / 2 for k in range(steps)]
+    assert [ema.momentum(k + 1, steps) for k in range(steps)] == pytest.approx(published, abs=1e-12)
+    assert ema.momentum(1, steps) == tau
+    assert ema.momentum(5, steps) == pytest.approx(0.995)
+    half = EMA(start=0.99, end=1.0, shape="cosine", horizon=2.0)
+    assert half.momentum(5, steps) == pytest.approx(1 - 0.01 * (cos(pi / 4) + 1) / 2)
+
+
 def test_half_of_the_first_weights_is_forgotten_after_a_half_life() -> None:
     assert EMA(half_life=100, end=1.0).momentum(1, 10**9) ** 100 == pytest.approx(0.5)
     assert EMA().momentum(1, 10) == 0.996
 
 
 @pytest.mark.parametrize(
-    "options", [{"start": -0.1}, {"end": 1.01}, {"half_life": 0}, {"half_life": 100, "start": 0.996}]
+    "options",
+    [{"start": -0.1}, {"end": 1.01}, {"half_life": 0}, {"half_life": 100, "start": 0.996}, {"shape": "square"}],
 )
-def test_impossible_momentum_is_refused(options: dict[str, float]) -> None:
+def test_impossible_momentum_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=rf"target\.{next(iter(options))}="):
         EMA(**options)
 
@@ -137,6 +151,14 @@ def test_a_frozen_target_never_moves() -> None:
     before = {name: value.clone() for name, value in model.target_encoder.state_dict().items()}
     train_a_step(model, 0.0)
     assert all(value.equal(before[name]) for name, value in model.target_encoder.state_dict().items())
+
+
+def test_which_encoder_learned() -> None:
+    for updater in (EMA(), StopGradient(), Shared()):
+        model = toy(updater)
+        assert model.learned is model.teacher
+    student = toy(Frozen())
+    assert student.learned is student.encoder is not student.teacher
 
 
 @pytest.mark.parametrize("updater", [StopGradient(), Shared()])
@@ -274,3 +296,31 @@ def test_joint_regularizers_see_all_tasks_and_others_each() -> None:
     half = model(JepaBatch(batch.target, batch.tasks, share=0.5)).terms
     assert float(half["variance"]) == pytest.approx(float(expected["variance"]) / 2)
     assert float(half["prediction_variance"]) == pytest.approx(float(expected["prediction_variance"]) / 2)
+
+
+class Scaled(VarianceCovariance):
+    """A term of the criterion's name, and one of no other."""
+
+    def forward(self, outcome: Outcome) -> dict[str, Tensor]:
+        return {"prediction": super().forward(outcome)["variance"], "own": outcome.context.x.mean()}
+
+
+def test_terms_of_one_name_are_told_apart() -> None:
+    of_both = {"context": VarianceCovariance(), "target": VarianceCovariance(covariance=0.0, sides=("target",))}
+    model, batch = toy(EMA(), regularizers={**of_both, "scaled": Scaled()}).eval(), toy_batch()
+    out = model(JepaBatch(batch.target, batch.tasks * 2))  # a term of two tasks is one term
+    assert list(out.terms) == [
+        "prediction",
+        "context/variance",
+        "context/covariance",
+        "target/variance",
+        "target/covariance",
+        "scaled/prediction",
+        "own",
+    ]
+    seen = out.intermediates["tasks"][0]
+    assert out.terms["context/variance"].equal(of_both["context"].terms(seen["context"])["variance"])
+    assert out.terms["target/covariance"] == 0
+    assert out.loss.item() == pytest.approx(sum(map(float, out.terms.values())))
+    alone = toy(EMA(), regularizers={"context": of_both["context"]}).eval()(batch).terms
+    assert list(alone) == ["prediction", "variance", "covariance"]

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-import pytest
-import torch
+import shutil
+from collections.abc import Callable
+from pathlib import Path
 
+import pytest
+import timm
+import torch
+from torch import nn
+
+import jepa
 from jepa.encoders import Timm
 from jepa.losses import L2
 from jepa.model import JEPA
 from jepa.predictors import Identity
+from jepa.probing import Settings, Sources
 from jepa.targets import EMA
 from jepa.types import Indices, JepaBatch, Task, View
+from tests.conftest import Ran
 
 INPUT = torch.randn(4, 3, 64, 96, generator=torch.Generator().manual_seed(0))
 
@@ -68,6 +77,116 @@ def test_features_come_before_the_projector() -> None:
         encoder.features(View(INPUT), [-2])
 
 
+@pytest.mark.parametrize("name", ["mixer_s32_224", "levit_128s", "hiera_tiny_224", "volo_d1_224"])
+def test_nets_that_do_not_tell_the_places_of_their_tokens_are_pooled(name: str) -> None:
+    with torch.device("meta"):  # shapes only
+        encoder = Timm(name=name)
+        assert encoder.grid((224, 224)) == (1,)
+        out = encoder(View(torch.empty(2, 3, 224, 224)))
+    assert out.x.shape == (2, encoder.embed_dim)
+
+
+@pytest.mark.parametrize("name", ["mixer_s32_224", "coat_tiny"])  # tokens in a row, and of several stages
+def test_they_make_no_grid(name: str) -> None:
+    with torch.device("meta"):
+        encoder = Timm(name=name, pool=False)
+    with pytest.raises(ValueError, match=r"does not tell the places of its tokens: set encoder\.pool=true"):
+        encoder.grid((224, 224))
+
+
+def test_a_mixer_is_pooled_as_timm_does() -> None:
+    torch.manual_seed(0)
+    encoder = Timm(name="mixer_s32_224", options={"img_size": 64}).eval()
+    x = INPUT[:, :, :, :64]
+    assert encoder.grid((64, 64)) == (1,)
+    torch.testing.assert_close(encoder(View(x)).x, encoder.backbone(x))
+    with pytest.raises(ValueError, match=r"cannot take \(64, 96\)"):
+        encoder.grid((64, 96))
+
+
+@pytest.fixture
+def fetched(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
+    """timm's loading without a network: models in the order in which they were given weights, all of them 0.25."""
+    models: list[nn.Module] = []
+
+    def load(model: nn.Module, **_: object) -> None:
+        models.append(model)
+        for parameter in model.parameters():
+            nn.init.constant_(parameter, 0.25)
+
+    monkeypatch.setattr(timm.models._builder, "load_pretrained", load)
+    return models
+
+
+def is_fetched(encoder: Timm) -> bool:
+    return all((p == 0.25).all() for p in encoder.backbone.parameters())
+
+
+def test_pretrained_weights_are_loaded_where_a_run_begins(fetched: list[nn.Module]) -> None:
+    torch.manual_seed(0)
+    encoder = Timm(name="test_resnet", pretrained=True, sync_batch_norm=True)
+    assert not fetched
+    assert encoder.statistics == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    before = torch.get_rng_state()
+    encoder.begin()
+    assert len(fetched) == 1
+    assert is_fetched(encoder)
+    assert torch.get_rng_state().equal(before)
+    assert Timm(name="test_resnet", pretrained=True, in_chans=1).statistics is None  # timm states three
+    other = Timm(name="test_resnet")
+    other.begin()
+    assert not is_fetched(other)
+
+
+def test_a_run_is_given_pretrained_weights_once(
+    fetched: list[nn.Module], tmp_path: Path, jepa_run: Callable[..., Ran]
+) -> None:
+    """Its encoder and its target; not a run that goes on, a plan, a model that is loaded, or the random baseline."""
+    net = ("encoder.name=test_resnet", "encoder.options={}", "encoder.pretrained=true", "encoder.projector=[8]")
+    statistics = ("data.batch_transform.mean=[0.5,0.5,0.5]", "data.batch_transform.std=[0.5,0.5,0.5]")
+    fixed = ("target.start=1.0", "train.checkpoint_every=1", "data.workers=0", "train.batch_size=4", "train.steps=2")
+    command = ["recipe=byol_tiny", *net, *statistics, *fixed, f"run_dir={tmp_path}"]
+    ran = jepa_run(*command, "dry_run=true")
+    assert ran.status == 0, ran.err
+    assert not fetched
+    ran = jepa_run(*command)
+    assert ran.status == 0, ran.err
+    assert len(fetched) == 2
+    model = jepa.load(tmp_path)
+    assert is_fetched(model.model.target_encoder)
+    moved = [(p - 0.25).abs().max() for p in model.model.encoder.backbone.parameters()]
+    assert 0 < max(moved) < 0.01
+    baseline = Sources(model, model.recipe["data"], Settings(run=str(tmp_path))).encoder("random_init", 0)
+    assert not is_fetched(baseline)
+    shutil.rmtree(tmp_path / "checkpoints" / "step_00000002")
+    assert jepa_run(*command).status == 0
+    begun = jepa_run(*command[:-1], f"run_dir={tmp_path / 'other'}", f"init_from={tmp_path}", "init_mode=continue")
+    assert begun.status == 0, begun.err
+    assert len(fetched) == 2
+
+
+def test_weights_that_cannot_be_had_are_named(
+    tmp_path: Path, jepa_run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(model: nn.Module, **_: object) -> None:
+        raise ConnectionError("no route to the hub")
+
+    monkeypatch.setattr(timm.models._builder, "load_pretrained", unreachable)
+    net = ("encoder.name=test_resnet", "encoder.options={}", "encoder.pretrained=true")
+    ran = jepa_run("recipe=byol_tiny", *net, f"run_dir={tmp_path}")
+    assert ran.status == 1
+    assert "error: encoder: no route to the hub" in ran.err
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="pretrained=true: timm has no weights for it"):
+        Timm(name="test_vit_relpos", pretrained=True).begin()
+
+
+@pytest.mark.parametrize("option", ["checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"])
+def test_options_that_name_weights_are_refused(option: str) -> None:
+    with pytest.raises(ValueError, match=rf"options\.{option}='/some/file': an encoder reads no weights"):
+        Timm(name="test_resnet", options={option: "/some/file"})
+
+
 def test_what_it_cannot_do_is_refused() -> None:
     encoder = Timm(name="test_vit", options={"img_size": 64, "dynamic_img_size": False})
     with pytest.raises(ValueError, match="hides nothing"):
@@ -76,8 +195,11 @@ def test_what_it_cannot_do_is_refused() -> None:
         encoder.grid((64, 96))
     with pytest.raises(ValueError, match=r"encoder\.in_chans=2"):
         encoder(View(INPUT[:, :2]))
-    with pytest.raises(ValueError, match="cannot make 'test_vut'"):
-        Timm(name="test_vut")
+    for name in ("test_vut", "hf-hub:timm/test_vit.r160_in1k", "local-dir:/some/folder"):
+        with pytest.raises(ValueError, match=f"cannot make '{name}': it has no such model"):
+            Timm(name=name)
+    with pytest.raises(ValueError, match="multiple values for keyword argument 'num_classes'"):
+        Timm(name="test_vit", options={"num_classes": 3})
     with pytest.raises(ValueError, match=r"cannot make 'test_vit' with \{'sise': 3\}"):
         Timm(name="test_vit", options={"sise": 3})
     assert encoder.statistics is None

@@ -28,14 +28,16 @@ class FrozenEncoder(nn.Module):
         return tokens.x.view(x.shape[0], -1, tokens.x.shape[-1])
 
 
-def export(model: Pretrained, path: str | Path, format: Literal["export", "onnx"], which: Which = "target") -> Report:
+def export(
+    model: Pretrained, path: str | Path, format: Literal["export", "onnx"], which: Which | None = None
+) -> Report:
     """Write the frozen encoder as a program for any number of inputs of any size that its patches divide.
 
     Args:
         model: what `jepa.load` or `read` gave.
         path: a file, .pt2 for "export" and .onnx for "onnx".
         format: torch.export or ONNX.
-        which: encoder.
+        which: encoder; None: the one that learned.
 
     Raises:
         ConversionError: another file name, or the encoder cannot be traced.
@@ -56,14 +58,15 @@ def export(model: Pretrained, path: str | Path, format: Literal["export", "onnx"
         raise ConversionError(f"the encoder cannot be traced: {error}") from error
     report = Report(f"{path} as {format}")
     report.conventions.append(
-        f"the {which} encoder: normalised inputs (B, C, *size) to tokens (B, G, D), any size that patches divide"
+        f"the {which or model.learned} encoder: normalised inputs (B, C, *size) to tokens (B, G, D), any size that "
+        "patches divide"
     )
     for key in model.encoder(which).state_dict():
         report.add("loaded", key, key)
     return report
 
 
-def trace(model: Pretrained, which: Which = "target") -> ExportedProgram:
+def trace(model: Pretrained, which: Which | None = None) -> ExportedProgram:
     """The encoder as torch.export has it, with the number and the size of inputs left open."""
     size = input_size(model.recipe["data"]["size"])
     encoder = FrozenEncoder(model.encoder(which)).eval()

@@ -13,6 +13,8 @@ from jepa.interfaces import Encoder
 from jepa.nn.mlp import mlp
 from jepa.types import Indices, Tokens, View
 
+FOREIGN = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay")  # files and addresses that timm would read
+
 
 class Timm(Encoder):
     """A backbone of timm (ConvNeXt, ResNet, ViT, ...) that sees whole inputs: it takes no masks.
@@ -21,11 +23,11 @@ class Timm(Encoder):
     uses the statistics of each process's share, or of all of them with `sync_batch_norm`.
 
     Args:
-        name: of the model, as `timm.list_models()` knows it.
+        name: of the model, as `timm.list_models()` knows it, with a tag of its weights or without.
         pool: one token for each input, on a grid (1,), pooled as timm does; otherwise the last stage's grid of tokens,
             (rows, columns), without class tokens.
-        pretrained: start from timm's weights, which it downloads unless it has them already. `data.batch_transform`
-            must then have their mean and std.
+        pretrained: a run begins with timm's weights, which it downloads unless it has them already; a model that is
+            loaded or made for a baseline does not. `data.batch_transform` must have their mean and std.
         in_chans: channels C of the input.
         options: further arguments of the model, such as {drop_path_rate: 0.1} or, for a ViT, {img_size: 96}.
         projector: widths of the projector's layers; empty: none.
@@ -33,7 +35,7 @@ class Timm(Encoder):
         sync_batch_norm: statistics over all processes. On GPUs only, where there is more than one process.
 
     Raises:
-        ValueError: timm does not know the model, or the model an option.
+        ValueError: timm does not know the model, or the model an option; or an option names weights.
     """
 
     hides = False
@@ -53,15 +55,23 @@ class Timm(Encoder):
         super().__init__()
         import timm  # seconds that only those wait for who use it
 
-        self._make = partial(timm.create_model, name, num_classes=0, in_chans=in_chans, **(options or {}))
+        options = dict(options or {})
+        for option in (option for option in FOREIGN if option in options):
+            raise ValueError(
+                f"options.{option}={options[option]!r}: an encoder reads no weights; a run begins with timm's by "
+                f"encoder.pretrained=true, or with those of another run by init_from="
+            )
+        if not timm.is_model(name):
+            raise ValueError(f"timm cannot make {name!r}: it has no such model, timm.list_models() names those it has")
         self.backbone: Any  # timm's models share more than a Module says
         try:
-            self.backbone = self._make(pretrained=pretrained)
+            self._make = partial(timm.create_model, name, num_classes=0, in_chans=in_chans, **options)
+            self.backbone = self._make(pretrained=False)
         except (TypeError, RuntimeError, AssertionError) as error:
-            raise ValueError(f"timm cannot make {name!r} with {dict(options or {})}: {error}") from error
-        self.pool, self.in_chans = pool, in_chans
+            raise ValueError(f"timm cannot make {name!r} with {options}: {error}") from error
+        self.pool, self.in_chans, self.pretrained = pool, in_chans, pretrained
         config = self.backbone.pretrained_cfg
-        self.statistics = (config["mean"], config["std"]) if pretrained else None
+        self.statistics = (config["mean"], config["std"]) if pretrained and len(config["mean"]) == in_chans else None
         self.feature_dim = self.backbone.head_hidden_size if pool else self.backbone.num_features
         if not pool:  # what only pooling uses gets no gradient, which DDP would wait for
             wider = self.backbone.head_hidden_size != self.backbone.num_features
@@ -88,11 +98,26 @@ class Timm(Encoder):
                 known = next(self.backbone.parameters()).is_meta
                 shadow = self.backbone if known else self._make(pretrained=False)  # shapes only
                 try:
-                    maps = self._maps(shadow, torch.empty(2, self.in_chans, *size))
+                    made = self._output(shadow, torch.empty(2, self.in_chans, *size))
                 except (RuntimeError, AssertionError, ValueError, TypeError) as error:
                     raise ValueError(f"{shadow.__class__.__name__} of timm cannot take {size}: {error}") from error
-            self._grids[size] = (1,) if self.pool else tuple(maps.shape[1:3])
+            self._grids[size] = tuple(made.shape[1:-1])
         return self._grids[size]
+
+    def begin(self) -> None:
+        """Load timm's weights, if they are asked for.
+
+        Raises:
+            ValueError, OSError: there are none, or they cannot be fetched.
+        """
+        if not self.pretrained:
+            return
+        with torch.random.fork_rng(devices=[]):
+            try:
+                weights = self._make(pretrained=True).state_dict()
+            except RuntimeError as error:
+                raise ValueError(f"pretrained=true: timm has no weights for it: {error}") from error
+        self.backbone.load_state_dict(weights)
 
     def forward(self, view: View) -> Tokens:
         tokens = self._features(view)
@@ -113,18 +138,19 @@ class Timm(Encoder):
                 f"the encoder takes {self.in_chans} channels, the input {tuple(x.shape)} has {x.shape[1]}: "
                 f"set encoder.in_chans={x.shape[1]}"
             )
-        if self.pool:
-            x = self.backbone.forward_head(self.backbone.forward_features(x), pre_logits=True)
-            return Tokens(x, Indices.all(x.shape[0], (1,), x.device))
-        x = self._maps(self.backbone, x)
-        return Tokens(x.flatten(0, 2), Indices.all(x.shape[0], tuple(x.shape[1:3]), x.device))
+        x = self._output(self.backbone, x)
+        return Tokens(x.flatten(0, -2), Indices.all(x.shape[0], tuple(x.shape[1:-1]), x.device))
 
-    @staticmethod
-    def _maps(backbone: Any, x: Tensor) -> Tensor:
-        """The last stage's output (B, rows, columns, D)."""
+    def _output(self, backbone: Any, x: Tensor) -> Tensor:
+        """The pooled output (B, 1, D), or that of the last stage (B, rows, columns, D)."""
         size, x = x.shape[2:], backbone.forward_features(x)
+        if self.pool:
+            return backbone.forward_head(x, pre_logits=True)[:, None]
+        prefix = getattr(backbone, "num_prefix_tokens", None)
+        if not isinstance(x, Tensor) or (x.ndim == 3 and prefix is None):
+            raise ValueError("it does not tell the places of its tokens: set encoder.pool=true")
         if x.ndim == 3:  # a ViT's tokens, class token and registers first
-            x = x[:, backbone.num_prefix_tokens :]
+            x = x[:, prefix:]
             rows = round((x.shape[1] * size[0] / size[1]) ** 0.5)
             return x.unflatten(1, (rows, -1))
         return x if getattr(backbone, "output_fmt", "NCHW") == "NHWC" else x.movedim(1, -1)

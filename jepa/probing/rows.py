@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from typing import Any
@@ -11,7 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jepa.build import build
 from jepa.data.base import DataError
+from jepa.interfaces import Masker
+from jepa.maskers import Joint
 from jepa.probes.attentive_fit import AttentiveSettings, attentive_probe
 from jepa.probes.base import Labelled, Score, accuracy
 from jepa.probes.finetune import finetune
@@ -24,7 +27,7 @@ from jepa.probes.retrieval import joint_embeddings, mapped, recalls
 from jepa.probes.ridge import ridge_probe
 from jepa.probes.trained import TrainedProbe
 from jepa.probing.sources import Name, Sources, Split
-from jepa.types import View
+from jepa.types import Input, View, each
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +52,7 @@ def evaluate(sources: Sources) -> list[Row]:
     """Rows of every probe, on every label it can use, for every seed.
 
     Raises:
-        DataError: there are no labels, or a probe cannot use one (a single class, say).
+        DataError: there are no labels, none that the probes are for, or a probe cannot use one (a single class, say).
     """
     settings = sources.settings
     unlabelled = {"movement": movement_rows, "retrieval": retrieval_rows}
@@ -79,6 +82,11 @@ def evaluate(sources: Sources) -> list[Row]:
                 except ValueError as error:
                     raise DataError(f"label {label!r}, probe {probe}: {error}") from error
                 rows += found + chances(found, first.train.labels[label], first.test.labels[label])
+    if not rows:
+        raise DataError(
+            f"probes=[{', '.join(settings.probes)}] with sources=[{', '.join(settings.sources)}] score nothing on the "
+            f"labels {', '.join(sources.labels)}: regression is for quantities, other probes are for classes"
+        )
     return rows
 
 
@@ -106,8 +114,8 @@ def score_trained(sources: Sources, probe: TrainedProbe) -> list[Row]:
             f"{encoder.embed_dim} wide"
         )
 
-    def encode(x: Tensor) -> dict[str, Tensor]:
-        view = View(sources.model.normalize(x.to(device)))
+    def encode(x: Input) -> dict[str, Tensor]:
+        view = View(sources.model.normalize(each(x, lambda part: part.to(device))))
         return {"shares": head(encoder.features(view, (-1,))[0].dense()).softmax(-1)}  # averaged over clips and views
 
     scored = sources.extract(sources.train if sources.test is None else sources.test, encode, "trained probe")
@@ -170,24 +178,26 @@ def retrieval_rows(sources: Sources, seed: int) -> list[Row]:
     with what the model itself predicts.
 
     Raises:
-        DataError: the model has one modality.
+        DataError: the model or the data has one modality, no encoder is asked for, or its embeddings cannot be used.
     """
-    encoders = {source: sources.encoder(source, seed) for source in sources.settings.sources if source != "pixels"}
-    if not all(encoder.modalities for encoder in encoders.values()):
+    if not sources.encoder("model", seed).modalities:
         raise DataError("probes=[retrieval] needs a model that joins modalities, as recipe=avjepa_tiny trains")
+    encoders = {source: sources.encoder(source, seed) for source in sources.settings.sources if source != "pixels"}
+    if not encoders:
+        raise DataError("probes=[retrieval] compares embeddings: name model or random_init in sources=[...]")
     rows: list[Row] = []
+    asks = task_of(sources)
     for source, encoder in encoders.items():
         whole = sources.model.model if source == "model" else None
-        encode = joint_embeddings(encoder, sources.model.normalize, whole)
-        split = sources.split(lambda data, part: sources.extract(data, encode, f"{source}, {part}"), seed)  # noqa: B023
-        train, test = split.train.x, split.test.x
-        for seen, asked in permutations(encoder.modalities, 2):
-            found = {"linear map": mapped((train[seen], train[asked]), (test[seen], test[asked]), seed)}
-            if whole is not None:
-                found["predictor"] = recalls(test[f"{asked} from {seen}"], test[asked])
-            for way, recall in found.items():
-                for k, score in recall.items():
-                    rows.append(Row(f"{asked} of {seen}", f"retrieval, {way}", source, f"recall@{k}", score, seed, {}))
+        encode = joint_embeddings(encoder, sources.model.normalize, whole, asks)
+        try:
+            split = sources.split(lambda data, part: sources.extract(data, encode, f"{source}, {part}"), seed)  # noqa: B023
+            found = found_by_others(split, encoder.modalities, whole is not None, seed)
+        except ValueError as error:
+            raise DataError(f"probe retrieval, {source}: {error}") from error
+        for (task, way), recall in found.items():
+            for k, score in recall.items():
+                rows.append(Row(task, f"retrieval, {way}", source, f"recall@{k}", score, seed, {}))
     tests = len(split.test)
     kinds = dict.fromkeys((row.task, row.probe, row.metric) for row in rows)
     chance = [
@@ -195,6 +205,27 @@ def retrieval_rows(sources: Sources, seed: int) -> list[Row]:
         for task, probe, metric in kinds
     ]
     return rows + chance
+
+
+def task_of(sources: Sources) -> Callable[[str, str], int]:
+    """The task of the run's masker that asks for one modality from another."""
+    masker: Masker = build(sources.model.recipe["masker"], "masker", trust=sources.settings.trust)
+    joint = next((kind for _, kind in masker.kinds() if isinstance(kind, Joint)), None)
+    return (lambda seen, asked: 0) if joint is None else joint.asks
+
+
+def found_by_others(
+    split: Split, modalities: Sequence[str], predicted: bool, seed: int
+) -> dict[tuple[str, str], dict[int, float]]:
+    """Recalls by task ("sound of clip") and way: by a linear map, and where there are any by predictions."""
+    train, test = split.train.x, split.test.x
+    found = {}
+    for seen, asked in permutations([name for name in modalities if name in test], 2):
+        task = f"{asked} of {seen}"
+        found[task, "linear map"] = mapped((train[seen], train[asked]), (test[seen], test[asked]), seed)
+        if predicted:
+            found[task, "predictor"] = recalls(test[f"{asked} from {seen}"], test[asked])
+    return found
 
 
 def finetune_rows(sources: Sources, label: str, seed: int) -> list[Row]:

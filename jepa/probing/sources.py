@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 from torch import Tensor
 
 from jepa.build import build, build_model
 from jepa.data import Saccades, center_crop
 from jepa.data.base import DataError, SampleDataset
 from jepa.interfaces import Encoder
-from jepa.loading import Pretrained
+from jepa.loading import Pretrained, Which
 from jepa.maskers import Saccade
 from jepa.probes.features import (
     Features,
@@ -49,13 +49,20 @@ class Settings(BaseModel):
     run: str
     probes: tuple[Name, ...] = ("knn", "linear", "lowshot", "regression")
     sources: tuple[Source, ...] = get_args(Source)
-    which: Literal["target", "context"] = "target"
+    which: Which | None = None
     seeds: tuple[int, ...] = (0,)
     limit: int | None = None
     device: str = "cpu"
     embed: str | None = None
     trained_probe: str | None = None
     trust: tuple[str, ...] = ()
+
+    @field_validator("probes", "sources", "seeds")
+    @classmethod
+    def _some(cls, given: tuple[Any, ...]) -> tuple[Any, ...]:
+        if not given:
+            raise ValueError("name at least one")
+        return given
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +116,7 @@ class Sources:
             "source": source,
             "weights": {"model": model.fingerprint, "random_init": seed, "pixels": None}[source],
             "encoder": model.recipe["encoder"],
-            "which": settings.which,
+            "which": settings.which or model.learned,
             "tokens": tokens,
             "data": [dataset.fingerprint, data["eval_transform"], data["batch_transform"], data["size"]],
             "labels": dataset.label_names,

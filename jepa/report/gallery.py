@@ -54,7 +54,7 @@ def task_names(run: Run, material: Material) -> list[str]:
 
 
 def features(run: Run, material: Material) -> Section:
-    """The target encoder's tokens as colours, as they are and without what their position alone says."""
+    """The encoder's tokens as colours, as they are and without what their position alone says."""
     count, size = SHOWN, material.x.shape[2:]
     if len(material.grid) != len(size):
         alone = "The encoder makes one embedding of each input: there are no patches to colour."
@@ -66,9 +66,9 @@ def features(run: Run, material: Material) -> Section:
         maps = enlarge(colours.unflatten(1, material.grid).movedim(-1, 1), size)
         rows.append(Row(f"{title} ({share:.0%} of the variance)", [picture(rgb) for rgb in maps]))
     text = (
-        "The three strongest principal components of the target encoder's patch features, as red, green and blue. All "
-        "pictures share one basis: equal colours mean equal features. If the first row of colours is one gradient for "
-        "every picture, features are mostly position; the second takes that away."
+        f"The three strongest principal components of the {run.pretrained.learned} encoder's patch features, as red, "
+        "green and blue. All pictures share one basis: equal colours mean equal features. If the first row of colours "
+        "is one gradient for every picture, features are mostly position; the second takes that away."
     )
     return Section("features", "Patch features as colours", [text], rows=rows)
 
@@ -96,7 +96,7 @@ def principal_colours(x: Tensor) -> tuple[Tensor, float]:
 
 def attention(run: Run, material: Material) -> Section:
     title = "Attention of the last block"
-    encoder: Encoder = run.pretrained.model.teacher
+    encoder: Encoder = run.pretrained.encoder()
     if not attention_layers(encoder):
         return Section("attention", title, [f"{type(encoder).__name__} has no self-attention to show."])
     x = material.x[:SHOWN]
@@ -117,8 +117,9 @@ def attention(run: Run, material: Material) -> Section:
         large = enlarge(maps, x.shape[2:])
         rows.append(Row(name, [picture(heat(rgb, values)) for rgb, values in zip(inputs, large, strict=True)]))
     text = (
-        "How much attention each patch receives from all patches of its picture, in the target encoder; bright is "
-        f"much. {received.shape[1]} heads; each map runs from its own least to its own largest value."
+        f"How much attention each patch receives from all patches of its picture, in the {run.pretrained.learned} "
+        f"encoder; bright is much. {received.shape[1]} heads; each map runs from its own least to its own largest "
+        "value."
     )
     return Section("attention", title, [text], rows=rows)
 
@@ -178,8 +179,8 @@ def embedding_map(run: Run, material: Material) -> Section:
     if not charts:
         charts = [scatter("no labels", places, names, ["c0"] * len(places), {})]
     text = (
-        f"t-SNE of {len(x):,} mean embeddings of the target encoder. Near points are near embeddings; distances "
-        "between groups mean little. Labels were never used in training."
+        f"t-SNE of {len(x):,} mean embeddings of the {run.pretrained.learned} encoder. Near points are near "
+        "embeddings; distances between groups mean little. Labels were never used in training."
     )
     return Section("map", "Map of embeddings", [text], charts)
 

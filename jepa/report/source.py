@@ -104,8 +104,8 @@ class Material:
         names: n of them.
         labels: named, (n, ...).
         grid: of the tokens.
-        tokens: (m, G, D) output of the target encoder.
-        targets: (m, G, D) the same as the loss sees it.
+        tokens: (m, G, D) output of the encoder that learned.
+        targets: (m, G, D) that of the target encoder, as the loss sees it.
         pooled: (n, D) mean of each sample's tokens.
         batch: prediction problems on the first samples, inputs as in `x`; where views are moved or augmented, those.
         output: the model's answer to them; None from a model without a predictor.
@@ -188,7 +188,7 @@ def gather(run: Run, settings: Settings, advance: Callable[[int], object]) -> li
     views = batch_transform(batch.to(settings.device))
     output = None if isinstance(model.predictor, NoPredictor) else model(views)
     batch = views.to("cpu") if makes_views else batch
-    targets = F.layer_norm(tokens, tokens.shape[-1:]) if model.normalize_targets else tokens  # as JEPA.targets
+    targets = targets_of(run.pretrained, x, tokens)
     return [
         Material(
             x=x[name] if isinstance(x, Mapping) else x,
@@ -302,6 +302,17 @@ def encode(
     if not all(torch.isfinite(mean).all() for mean in means):
         raise DataError(f"the embeddings of step {pretrained.step} are not finite: there is nothing to show")
     return torch.cat(tokens), means
+
+
+def targets_of(pretrained: Pretrained, x: Input, tokens: Tensor) -> Tensor:
+    """What the loss compares with, as JEPA.targets: the target encoder's tokens (m, G, D) of the first m inputs, which
+    are `tokens` unless another encoder learned."""
+    model = pretrained.model
+    if model.learned is not model.teacher:
+        first = each(x, lambda part: part[: len(tokens)])
+        pieces = pretrained.features(first, pool="none", which="target", batch_size=ENCODED_AT_ONCE)
+        tokens = pieces.flatten(1, -2)
+    return F.layer_norm(tokens, tokens.shape[-1:]) if model.normalize_targets else tokens
 
 
 def pose(run: Run, samples: Sequence[Sample], grid: tuple[int, ...], settings: Settings) -> JepaBatch:

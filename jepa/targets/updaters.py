@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Literal, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -10,14 +11,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from jepa.interfaces import Encoder, TargetUpdater
-from jepa.schedules import Linear
+from jepa.schedules import Cosine, Linear
+
+Shape = Literal["linear", "cosine"]
 
 
 class EMA(TargetUpdater):
     """Exponential moving average of parameters and floating buffers; other buffers are copied.
 
-    After optimiser step s of T, target = m * target + (1 - m) * encoder with m rising linearly from `start` at s = 1
-    towards `end` (Assran et al. 2023, appendix A.1; Grill et al. 2020).
+    After optimiser step s of T, target = m * target + (1 - m) * encoder with m rising from `start` at s = 1 towards
+    `end`: linearly (Assran et al. 2023, appendix A.1), or along half a cosine (Grill et al. 2020, section 3.2).
 
     Batch norm: in evaluation mode the target normalises with running statistics, which are averaged as the weights are.
     In training mode it normalises with those of the batch and keeps running ones of its own, so its buffers are left
@@ -26,12 +29,14 @@ class EMA(TargetUpdater):
     Args:
         start, end: momentum at the first step and towards the end of the run, in [0, 1]; `start` is .996 by default.
         horizon: run lengths after which `end` would be reached; V-JEPA stretches its schedules to 1.25.
+        shape: of the way from `start` to `end`, "linear" or "cosine".
         half_life: instead of `start`: steps after which half of the target's first weights is forgotten. A recipe may
             state it in samples ("11000 samples"), which holds for any batch size.
         train_mode: the target encoder is in training mode during training, as published for BYOL.
 
     Raises:
-        ValueError: a momentum outside [0, 1], a horizon that is not positive, or both `start` and `half_life`.
+        ValueError: a momentum outside [0, 1], a horizon that is not positive, an unknown shape, or both `start` and
+            `half_life`.
     """
 
     def __init__(
@@ -40,6 +45,7 @@ class EMA(TargetUpdater):
         start: float | None = None,
         end: float = 1.0,
         horizon: float = 1.0,
+        shape: Shape = "linear",
         half_life: int | None = None,
         train_mode: bool = False,
     ) -> None:
@@ -53,13 +59,20 @@ class EMA(TargetUpdater):
                 raise ValueError(f"target.{name}={value}: a momentum lies in [0, 1]")
         if horizon <= 0:
             raise ValueError(f"target.horizon={horizon} must be positive")
+        if shape not in get_args(Shape):
+            raise ValueError(f"target.shape={shape!r}: one of {', '.join(get_args(Shape))}")
+        self.shape: Shape = shape
         self.start, self.end, self.horizon, self.train_mode = start, end, horizon, train_mode
 
     def make_target(self, encoder: Encoder) -> Encoder:
         return frozen_copy(encoder)
 
     def momentum(self, step: int, total_steps: int) -> float:
-        momentum = Linear(self.start, self.end, max(1, int(self.horizon * total_steps)))(step)
+        length = max(1, int(self.horizon * total_steps))
+        if self.shape == "cosine":
+            momentum = Cosine(self.start, self.end, length)(step - 1)
+        else:
+            momentum = Linear(self.start, self.end, length)(step)
         return min(momentum, self.end) if self.start <= self.end else max(momentum, self.end)
 
     @torch.no_grad()
@@ -83,6 +96,8 @@ class Frozen(TargetUpdater):
         weights: of the teacher, which has the encoder's architecture: `model.safetensors` of a checkpoint, of which the
             target encoder is taken, or the encoder where it is its own target. None: the encoder as initialised.
     """
+
+    learned = "context"
 
     def __init__(self, *, weights: str | None = None) -> None:
         self.weights = weights
