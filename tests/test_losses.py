@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -85,13 +86,48 @@ def test_huber_and_cosine() -> None:
         Huber(delta=0)
 
 
-def test_variance_and_covariance_of_known_points() -> None:
-    """Covariance -1/2 and variances 7/3 and 1 of three points, by hand."""
-    x = torch.tensor([[1.0, 2], [2, 0], [4, 1]])
-    found = VarianceCovariance(variance=1.0, covariance=1.0, margin=1.5, eps=0.0)(outcome(x))
-    assert found["covariance"].item() == pytest.approx(2 * 0.25 / 2)  # /D; over D (D - 1) it would be .25
-    assert found["variance"].item() == pytest.approx((0 + 0.5) / 2)
-    assert VarianceCovariance(eps=0.0)(outcome(x))["variance"].item() == pytest.approx(0, abs=1e-7)
+def test_variance_and_covariance_spelled_out() -> None:
+    """Four dimensions: below the margin, just below it, just below it but for eps, and above."""
+    rows, width, margin, eps = 11, 4, 1.2, 1e-4
+    x = sample(rows, width)
+    x = x / x.std(0) * margin * torch.tensor([0.25, 0.95, 1 - 2e-5, 2.0], dtype=torch.float64).sqrt()
+    mean = [sum(row[i] for row in x.tolist()) / rows for i in range(width)]
+
+    def covariance(i: int, j: int) -> float:
+        return sum((row[i] - mean[i]) * (row[j] - mean[j]) for row in x.tolist()) / (rows - 1)
+
+    missing = [max(0.0, margin - (covariance(i, i) + eps) ** 0.5) for i in range(width)]
+    assert [m > 0 for m in missing] == [True, True, False, False]
+    assert covariance(2, 2) < margin**2
+    crossed = sum(covariance(i, j) ** 2 for i in range(width) for j in range(width) if i != j)
+    found = VarianceCovariance(variance=1.5, covariance=0.7, margin=margin, eps=eps)(outcome(x))
+    assert found["variance"].item() == pytest.approx(1.5 * sum(missing) / width, rel=1e-12)
+    assert found["covariance"].item() == pytest.approx(0.7 * crossed / width, rel=1e-12)
+
+
+def test_half_precision_alone_is_raised() -> None:
+    """Moments of float64 tokens are float64, those of half precision float32."""
+    code = torch.zeros(6, 5)
+    for given, expected in ((torch.float64, torch.float64), (torch.float32, torch.float32), (torch.bfloat16, None)):
+        x = sample(6, 3).to(given)
+        told = Outcome(tokens(x), tokens(x), tokens(x), code, lambda context, _: context)
+        for term in (VarianceCovariance(), SIGReg(slices=4), CycleConsistency(), PredictionVariance()):
+            found = term([told] if isinstance(term, PredictionVariance) else told)
+            assert {value.dtype for value in found.values()} == {expected or torch.float32}, type(term).__name__
+
+
+def test_sigreg_spelled_out() -> None:
+    x, weight, nodes = sample(5, 3) / 3, 0.3, [3 / 16 * j for j in range(17)]
+    directions = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    directions = (directions / directions.norm(dim=0)).double()
+    total = 0.0
+    for along in (x @ directions).T.tolist():
+        for number, t in enumerate(nodes):
+            normal = math.exp(-t * t / 2)
+            real, imaginary = sum(math.cos(a * t) for a in along) / 5, sum(math.sin(a * t) for a in along) / 5
+            step = 3 / 16 * (1 if number in (0, 16) else 2)
+            total += 5 * step * normal * ((real - normal) ** 2 + imaginary**2)
+    assert SIGReg(weight=weight, slices=4)(outcome(x))["sigreg"].item() == pytest.approx(weight * total / 4, rel=1e-10)
 
 
 def test_covariance_is_that_of_torch() -> None:

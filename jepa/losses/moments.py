@@ -20,6 +20,11 @@ def full_precision(x: Tensor) -> torch.autocast:
     return torch.autocast(x.device.type, enabled=False)
 
 
+def upcast(x: Tensor) -> Tensor:
+    """Half precision as float32; other types as they are."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
 def global_sum(x: Tensor) -> Tensor:
     """x of all processes, added up."""
     return all_reduce(x) if processes() > 1 else x

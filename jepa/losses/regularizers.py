@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jepa.interfaces import JointRegularizer, Regularizer
-from jepa.losses.moments import full_precision, global_covariance
+from jepa.losses.moments import full_precision, global_covariance, upcast
 from jepa.nn import motion
 from jepa.types import Indices, Outcome, Tokens
 
@@ -79,7 +79,7 @@ class VarianceCovariance(Regularizer):
     def terms(self, tokens: Tokens) -> dict[str, Tensor]:
         """Of tokens (N, D)."""
         with full_precision(tokens.x):
-            covariance = global_covariance((tokens.pooled() if self.pool else tokens.x).float())
+            covariance = global_covariance(upcast(tokens.pooled() if self.pool else tokens.x))
         std = (covariance.diagonal() + self.eps).sqrt()
         off_diagonal = covariance - covariance.diagonal().diag()
         return {
@@ -117,7 +117,7 @@ class PredictionVariance(JointRegularizer):
 
 def variance_of_sets(tokens: Tokens) -> Tensor:
     """Unbiased variance (S, D) over the tokens of each set; of a single token: 0."""
-    x, index = tokens.x.float(), tokens.index
+    x, index = upcast(tokens.x), tokens.index
     lengths = index.lengths[:, None]
     mean = x.new_zeros(len(index), x.shape[1]).index_add(0, index.sets, x) / lengths
     spread = (x - mean[index.sets]).square()
@@ -148,4 +148,4 @@ class CycleConsistency(Regularizer):
         if isinstance(outcome.query, Indices):
             raise TypeError("CycleConsistency needs a masker that moves views, as jepa.maskers.Saccade")
         back = outcome.predictor(outcome.prediction, motion.inverse(outcome.query))
-        return {"cycle": self.weight * F.mse_loss(back.x.float(), outcome.context.x.float())}
+        return {"cycle": self.weight * F.mse_loss(upcast(back.x), upcast(outcome.context.x))}

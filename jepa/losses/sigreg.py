@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from jepa.interfaces import Regularizer
-from jepa.losses.moments import full_precision, global_count, global_sum
+from jepa.losses.moments import full_precision, global_count, global_sum, upcast
 from jepa.losses.regularizers import Side, as_sides, mean_over
 from jepa.types import Outcome, Tokens
 
@@ -61,11 +61,12 @@ class SIGReg(Regularizer):
 
     def statistic(self, tokens: Tokens) -> Tensor:
         """Mean over the slices of tokens (N, D)."""
-        x = tokens.x.float()
+        x = upcast(tokens.x)
         generator = torch.Generator(x.device).manual_seed(self.calls)
         directions = torch.randn(x.shape[1], self.slices, generator=generator, device=x.device, dtype=torch.float32)
         with full_precision(x):
-            return epps_pulley(x @ (directions / directions.norm(dim=0)), self.points, self.t_max).mean()
+            along = x @ (directions / directions.norm(dim=0)).to(x.dtype)
+            return epps_pulley(along, self.points, self.t_max).mean()
 
 
 def epps_pulley(x: Tensor, points: int = 17, t_max: float = 3.0) -> Tensor:
