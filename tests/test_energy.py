@@ -18,9 +18,9 @@ def encoder(**options: int | float) -> EnergyTransformer:
     torch.manual_seed(0)
     made = EnergyTransformer(**{"dim": 16, "heads": 2, "hidden": 24, "steps": 6, "patch_size": 4, **options})
     with torch.no_grad():
-        for weight in made.energy.parameters():
-            weight.mul_(5)  # as after training: larger than at the start, heads of different temperature
-        made.energy.beta.mul_(torch.tensor([0.3, 1.5]))
+        for layer in (made.energy.query, made.energy.key, made.energy.patterns):
+            layer.weight.mul_(5)  # as after training: larger than at the start, heads of different temperature
+        made.energy.log_beta.add_(torch.tensor([1.5, 7.5]).log())
     return made
 
 
@@ -50,7 +50,7 @@ def test_energy_and_its_gradient_of_ragged_sequences() -> None:
 def test_the_energy_never_rises_along_the_steps(size: tuple[int, int]) -> None:
     model = encoder(steps=12).double()
     with torch.no_grad():
-        model.gamma.fill_(1.7)
+        model.log_gamma.fill_(0.5)
         model.delta.normal_()
     x = torch.randn(5, 3, *size, dtype=torch.float64)
     path, index = model.descend(View(x))
@@ -59,6 +59,31 @@ def test_the_energy_never_rises_along_the_steps(size: tuple[int, int]) -> None:
     assert (energies.diff(dim=0) <= 0).all()
     assert (energies[-1] < energies[0] - 0.1).all()
     assert model.grid(size) == index.grid == (size[0] // 4, size[1] // 4)
+
+
+LOSSES = {"along": lambda y: y @ PULL, "against": lambda y: -y @ PULL, "to nothing": Tensor.square}
+PULL = torch.randn(16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_energy_never_rises_after_training_steps(loss: str) -> None:
+    """Whichever way its temperatures and scale are pulled: they stay positive."""
+    model = encoder(steps=12).double()
+    few, many = ([p for p in model.parameters() if (p.ndim < 2) == one] for one in (True, False))
+    optimizer = torch.optim.Adam([{"params": few, "lr": 0.2}, {"params": many, "lr": 1e-3}])
+    x = torch.randn(5, 3, 12, 12, dtype=torch.float64)
+    first = model.energy.beta.detach(), model.descend(View(x))[0][0].detach().std()
+    for _ in range(10):
+        optimizer.zero_grad()
+        LOSSES[loss](model(View(x)).x).mean().backward()
+        optimizer.step()
+        with torch.no_grad():
+            path, index = model.descend(View(x))
+            energies = torch.stack([model.energy(g, Layout.of(index)) for g in path])
+        assert (energies.diff(dim=0) <= 0).all()
+        assert (model.energy.beta > 0).all()
+    assert ((model.energy.beta - first[0]).abs() > 0.1).any()
+    assert abs(path[0].std() - first[1]) > 0.1
 
 
 def test_ragged_views_are_seen_as_each_on_its_own() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import log
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,8 @@ class Energy(nn.Module):
         E(g) = - sum_h 1/beta_h sum_q logsumexp_k(beta_h q . k) - 1/2 sum relu(W g)^2,    q = Wq g, k = Wk g
 
     The first part is low where tokens attend to each other, the second, a Hopfield network, where each is close to
-    stored patterns. There are no values and no output projection.
+    stored patterns. There are no values and no output projection. The inverse temperatures beta are learned as their
+    logarithms, so that they stay positive.
 
     Args:
         dim: width D.
@@ -39,9 +41,14 @@ class Energy(nn.Module):
         self.heads = heads
         self.query, self.key = nn.Linear(dim, dim, bias=False), nn.Linear(dim, dim, bias=False)
         self.patterns = nn.Linear(dim, hidden, bias=False)
-        self.beta = nn.Parameter(torch.full((heads,), (dim // heads) ** -0.5))
+        self.log_beta = nn.Parameter(torch.full((heads,), -log(dim // heads) / 2))
         for layer in (self.query, self.key, self.patterns):
             nn.init.normal_(layer.weight, std=0.02)
+
+    @property
+    def beta(self) -> Tensor:
+        """Inverse temperature of each head, (H,)."""
+        return self.log_beta.exp()
 
     def forward(self, g: Tensor, layout: Layout) -> Tensor:
         """Energy of each sequence: (N, D) -> (S,)."""
@@ -78,8 +85,9 @@ class Energy(nn.Module):
 class EnergyTransformer(Encoder):
     """Patches that descend on one energy for a number of steps, all with the same weights (Hoover et al. 2023).
 
-    Each step is x <- x - rate * dE/dg at g = gamma * layer-norm(x) + delta with one number gamma: as dg/dx is then
-    symmetric and positive, small steps never raise the energy. What is answered is g after the last.
+    Each step is x <- x - rate * dE/dg at g = gamma * layer-norm(x) + delta with one number gamma > 0, learned as its
+    logarithm: as dg/dx is then symmetric and positive, small steps never raise the energy. What is answered is g after
+    the last.
 
     Args:
         dim, heads, hidden: shape of the energy, see `Energy`.
@@ -110,7 +118,7 @@ class EnergyTransformer(Encoder):
         self.patch_embed = PatchEmbed(in_chans, patch, dim)
         self.position = SinCosPosition(dim, axis_order)
         self.energy = Energy(dim, heads, hidden)
-        self.gamma, self.delta = nn.Parameter(torch.ones(())), nn.Parameter(torch.zeros(dim))
+        self.log_gamma, self.delta = nn.Parameter(torch.zeros(())), nn.Parameter(torch.zeros(dim))
 
     def grid(self, input_size: Sequence[int]) -> tuple[int, ...]:
         return self.patch_embed.grid(input_size)
@@ -140,4 +148,4 @@ class EnergyTransformer(Encoder):
         return path, index
 
     def _normalized(self, x: Tensor) -> Tensor:
-        return self.gamma * F.layer_norm(x, x.shape[-1:]) + self.delta
+        return self.log_gamma.exp() * F.layer_norm(x, x.shape[-1:]) + self.delta
