@@ -7,6 +7,7 @@ FILE is YAML:
     recipe: ijepa_tiny                what every arm starts from
     overrides: [train.steps=500]      of every arm
     evaluate: [limit=2000]            of `python -m jepa.evaluate`
+    evaluate_arms: {other: [limit=9]} of that of single arms, besides
     trust: [benchmarks]               packages of parts that the arms name
     arms: {shipped: [], other: ["~regularizers.vicreg"]}
 
@@ -20,6 +21,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +31,7 @@ from typing import Any
 import yaml
 
 BASELINES = ("random_init", "pixels", "chance")
-Scores = dict[tuple[str, str], float]  # by task and probe
+Scores = dict[tuple[str, str, str], float]  # by task, probe and metric
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Sweep:
     arms: Mapping[str, Sequence[str]]
     overrides: Sequence[str] = ()
     evaluate: Sequence[str] = ()
+    evaluate_arms: Mapping[str, Sequence[str]] = field(default_factory=dict)
     trust: Sequence[str] = ()
     seeds: Sequence[int] = (0, 1, 2)
     out: Path = field(default=Path("runs/sweeps"))
@@ -55,7 +58,11 @@ class Sweep:
         common = [*self.overrides, *self.arms[arm]]
         command("jepa.run", f"recipe={self.recipe}", f"run_dir={run_dir}", f"seed={seed}", *common)
         trust = [f"trust=[{','.join(self.trust)}]"] if self.trust else []
-        command("jepa.evaluate", f"run={run_dir}", f"seeds=[{seed}]", *trust, *self.evaluate)
+        command("jepa.evaluate", f"run={run_dir}", f"seeds=[{seed}]", *trust, *self.probing(arm))
+
+    def probing(self, arm: str) -> list[str]:
+        """Arguments of an arm's evaluation; of a key that is given twice the last counts."""
+        return [*self.evaluate, *self.evaluate_arms.get(arm, ())]
 
 
 def command(module: str, *arguments: str) -> None:
@@ -75,6 +82,9 @@ def read(arguments: Sequence[str]) -> Sweep:
     unknown = set(chosen.split(",")) - set(given["arms"]) if chosen else set()
     if unknown:
         sys.exit(f"{path} has no arms {sorted(unknown)}; it has {list(given['arms'])}")
+    stray = sorted(set(given.get("evaluate_arms", ())) - set(given["arms"]))
+    if stray:
+        sys.exit(f"{path}: evaluate_arms names {stray}; the arms are {list(given['arms'])}")
     arms = {name: v for name, v in given["arms"].items() if chosen is None or name in chosen.split(",")}
     seeds = [int(seed) for seed in own.pop("seeds", "0,1,2").split(",")]
     out = Path(own.pop("out", f"runs/sweeps/{path.stem}"))
@@ -85,7 +95,7 @@ def read(arguments: Sequence[str]) -> Sweep:
 def scores(run_dir: Path, features: str) -> Scores:
     """Scores of one run's evaluation."""
     rows = json.loads((run_dir / "evaluation.json").read_text())
-    return {(row["task"], row["probe"]): row["score"] for row in rows if row["features"] == features}
+    return {(row["task"], row["probe"], row["metric"]): row["score"] for row in rows if row["features"] == features}
 
 
 def last_look(run_dir: Path) -> dict[str, Any]:
@@ -113,7 +123,9 @@ def table(sweep: Sweep) -> str:
     first = next(iter(done.values()))  # baselines depend on the architecture: those of the first arm
     rows |= {f"({name})": [scores(run_dir, name) for run_dir in first] for name in BASELINES}
     tasks = list(dict.fromkeys(task for found in rows.values() for each in found for task in each))
-    head = ["", "seeds", *(f"{task}, {probe}" for task, probe in tasks), "rank of targets", "loss"]
+    metrics = Counter((task, probe) for task, probe, _ in tasks)
+    named = (f"{t}, {p}{f', {m}' if metrics[t, p] > 1 else ''}" for t, p, m in tasks)
+    head = ["", "seeds", *named, "rank of targets", "loss"]
     lines = [head, ["---"] * len(head)]
     for name, found in rows.items():
         looks = [last_look(run_dir) for run_dir in done.get(name, [])]

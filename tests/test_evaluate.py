@@ -155,15 +155,24 @@ def test_own_folder_holds_out_its_own_test_set(trained: Path, tmp_path: Path) ->
         (["embed=out.csv", *QUICK], ".parquet"),
         (["data=shapes", "limit=9", "probes=[knn]"], "choose k between 1 and that"),
         (["data=shapes", "limit=9", "probes=[movement]"], "masker jepa.maskers.Saccade"),
+        (["data=shapes", "limit=9", "probes=[retrieval]", "sources=[pixels]"], "needs a model that joins modalities"),
+        (["data=shapes", "limit=9", "probes=[finetune]", "sources=[pixels]"], "score nothing on the labels shape"),
+        (["sources=[]"], "sources=[]: Value error, name at least one"),
+        (["probes=[]"], "probes=[]: Value error, name at least one"),
+        (["seeds=[]"], "seeds=[]: Value error, name at least one"),
+        (["embed=out.parquet", "sources=[model]", *QUICK], "embed= probes nothing: sources= would not be used"),
+        (["trained_probe=x", "sources=[model]"], "draws nothing: sources= would not be used"),
     ],
 )
 def test_bad_requests_get_one_clear_error(
     trained: Path, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    written = (trained / "evaluation.json").read_text() if (trained / "evaluation.json").is_file() else ""
     assert evaluate.main([f"run={trained}", *arguments]) == 1
     error = capsys.readouterr().err.strip()
     assert error.startswith("error: ")
     assert said in error
+    assert written == ((trained / "evaluation.json").read_text() if written else "")
 
 
 def test_data_that_cannot_be_probed(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import shutil
 from collections.abc import Callable
@@ -12,12 +13,14 @@ import av
 import numpy as np
 import pytest
 import torch
-import yaml
 from torch import Tensor
 
 import jepa
+from benchmarks.sweep import read
 from jepa import evaluate
 from jepa.build import RecipeError, build_model
+from jepa.convert import ConversionError
+from jepa.convert.export import export
 from jepa.data import BouncingSounds, DataError, Films, JointInputs, LogMel, Normalize, each_modality
 from jepa.data.bouncing_sounds import _Flight
 from jepa.data.bouncing_sounds.__main__ import main as write_bouncing_sounds
@@ -26,14 +29,17 @@ from jepa.data.tones.files import add_sound
 from jepa.encoders import JointViT, Patches, ViT
 from jepa.explore import ExploreSettings, explorer
 from jepa.interfaces import Masker
+from jepa.losses import SmoothL1
 from jepa.maskers import Curriculum, Joint, JointTask, MultiBlock3D, RandomPatches
 from jepa.metrics import read_metrics
+from jepa.model import JEPA
 from jepa.nn.position import sincos_table
 from jepa.nn.rotary import RotaryPosition, rotary_table
 from jepa.predictors import ViTPredictor
-from jepa.probes.retrieval import mapped, recalls
+from jepa.probes.retrieval import joint_embeddings, mapped, recalls
 from jepa.recipe import load_recipe
 from jepa.report.page import ReportSettings, write_report
+from jepa.targets import EMA
 from jepa.types import Indices, JepaBatch, JointGrid, Masks, UnreadableSample, View
 from tests.conftest import Ran
 from tests.films import numbers, picture
@@ -408,6 +414,8 @@ def test_a_joint_run_trains_goes_on_exactly_and_is_probed(
     x = {"clip": torch.randint(256, (3, 3, 8, 24, 24), dtype=torch.uint8), "sound": torch.randn(3, 1, 16_000) / 8}
     assert pretrained.features(x).shape == (3, 32)
     assert pretrained.features({"sound": x["sound"]}, pool="none").shape == (3, 4, 32)
+    with pytest.raises(ConversionError, match=r"as=export writes encoders of one input, this one joins clip, sound"):
+        export(pretrained, tmp_path / "encoder.pt2", "export")
     with pytest.raises(RecipeError, match="explorer shows models of one modality"):
         explorer(ExploreSettings(run=str(run_dir)))
 
@@ -421,20 +429,67 @@ def test_a_joint_run_trains_goes_on_exactly_and_is_probed(
         assert words.lower() in page.lower()
 
 
-def test_one_modality_of_films_trains_alone(tmp_path: Path, jepa_run: Run) -> None:
+FILMS = ROOT / "benchmarks" / "small_data" / "films.yaml"
+OTHER = {"clip": "sound", "sound": "clip"}
+
+
+@pytest.mark.parametrize(("arm", "name"), [("clips alone", "clip"), ("sounds alone", "sound")])
+def test_one_modality_of_films_trains_and_is_probed_alone(
+    arm: str, name: str, tmp_path: Path, jepa_run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The baselines of benchmarks/small_data/films.yaml: the other modality is never seen."""
-    arm = yaml.safe_load((ROOT / "benchmarks" / "small_data" / "films.yaml").read_text())["arms"]["sounds alone"]
+    sweep = read([str(FILMS)])
     smaller = ["data.dataset.size=[24,24]", "data.dataset.frames=8"]
-    command = [a for a in TINY if "clip" not in a]
-    ran = jepa_run(*command, *arm, *smaller, "train.steps=2", f"run_dir={tmp_path}")
+    command = [a for a in TINY if f"data.size.{OTHER[name]}" not in a]
+    sizes = ["data.batch_transform.parts.sound.size=[64,16]"] if name == "clip" else []
+    ran = jepa_run(*command, *sweep.arms[arm], *smaller, *sizes, "train.steps=2", f"run_dir={tmp_path}")
     assert ran.status == 0, ran.err
     pretrained = jepa.load(tmp_path)
     fresh = pretrained.encoder("context").state_dict()
-    sound = torch.randn(3, 1, 16_000) / 8
-    assert pretrained.features({"sound": sound}).isfinite().all()
-    assert set(pretrained.recipe["data"]["size"]) == {"sound"}
-    assert fresh["patch_embed.clip.proj.bias"].eq(0).all()  # as it was: nothing of a clip went through it
-    assert not fresh["patch_embed.sound.proj.bias"].eq(0).all()
+    x = {"clip": torch.randint(256, (3, 3, 8, 24, 24), dtype=torch.uint8), "sound": torch.randn(3, 1, 16_000) / 8}
+    assert pretrained.features({name: x[name]}).isfinite().all()
+    assert set(pretrained.recipe["data"]["size"]) == {name}
+    assert fresh[f"patch_embed.{OTHER[name]}.proj.bias"].eq(0).all()  # as it was: nothing went through it
+    assert not fresh[f"patch_embed.{name}.proj.bias"].eq(0).all()
+
+    assert evaluate.main([f"run={tmp_path}", *sweep.probing(arm), "probes=[regression]", "limit=60"]) == 0
+    written = (tmp_path / "evaluation.json").read_text()
+    probes = {row["probe"] for row in json.loads(written)}
+    assert {"regression", f"regression {name}"} <= probes
+    assert not any(OTHER[name] in probe for probe in probes)
+    assert "retrieval" in sweep.probing("shipped")[0] + sweep.probing(arm)[0]
+    assert "retrieval" not in sweep.probing(arm)[-1]
+    capsys.readouterr()
+    assert evaluate.main([f"run={tmp_path}", "probes=[retrieval]", "limit=60"]) == 1
+    assert (
+        f"one modality is to be found by another, but data.eval_transform leaves {name} only" in capsys.readouterr().err
+    )
+    assert (tmp_path / "evaluation.json").read_text() == written
+
+
+def test_every_arm_of_films_resolves() -> None:
+    sweep = read([str(FILMS)])
+    for overrides in sweep.arms.values():
+        assert load_recipe([f"recipe={sweep.recipe}", *overrides])["recipe"] == "avjepa_tiny"
+
+
+def test_one_modality_is_asked_from_another_as_its_own_task() -> None:
+    across = {"from_clip": SOUND_FROM_CLIP, "both": BOTH, "from_sound": JointTask(see=("sound",), predict=("clip",))}
+    posing = masker(across)
+    assert (posing.asks("clip", "sound"), posing.asks("sound", "clip")) == (0, 2)
+    assert masker({"both": BOTH, "from_clip": SOUND_FROM_CLIP}).asks("sound", "clip") == 0
+    torch.manual_seed(0)
+    predictor = ViTPredictor(embed_dim=24, dim=24, depth=1, heads=2, modalities=("clip", "sound"), mask_tokens=3)
+    model = JEPA(encoder=encoder(), predictor=predictor, target=EMA(start=0.9, end=0.9), criterion=SmoothL1()).eval()
+    x, found = inputs(), {}
+    for number in range(3):
+        encode = joint_embeddings(model.encoder, lambda x: x, model, lambda seen, asked, number=number: number)
+        found[number] = encode(x)["clip from sound"]
+    told = joint_embeddings(model.encoder, lambda x: x, model, posing.asks)(x)
+    assert told["clip from sound"].equal(found[2])
+    assert not torch.allclose(found[2], found[0])
+    with pytest.raises(ValueError, match="leaves clip only"):
+        joint_embeddings(model.encoder, lambda x: x)({"clip": x["clip"]})
 
 
 def test_two_processes_train_on_clips_and_sound_as_one(tmp_path: Path, jepa_run: Run) -> None:

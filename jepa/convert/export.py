@@ -40,12 +40,17 @@ def export(
         which: encoder; None: the one that learned.
 
     Raises:
-        ConversionError: another file name, or the encoder cannot be traced.
+        ConversionError: another file name, or the encoder joins modalities or cannot be traced.
     """
     path = Path(path).expanduser()
     suffix = {"export": ".pt2", "onnx": ".onnx"}[format]
     if path.suffix != suffix:
         raise ConversionError(f"to={path}: as={format} writes a file that ends in {suffix}")
+    joined = model.encoder(which).modalities
+    if joined:
+        raise ConversionError(
+            f"as={format} writes encoders of one input, this one joins {', '.join(joined)}: use jepa.load(...).features"
+        )
     try:
         program = trace(model, which)
         if format == "export":

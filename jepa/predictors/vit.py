@@ -14,7 +14,7 @@ from jepa.nn.blocks import Activation, Transformer
 from jepa.nn.init import init_weights, rescale_depth
 from jepa.nn.position import AxisOrder, ModalityEmbedding, SinCosPosition
 from jepa.nn.rotary import RopeStyle, RotaryPosition
-from jepa.types import Indices, Tokens
+from jepa.types import Indices, JointGrid, Tokens
 
 
 def pair_sequences(context: Indices, query: Indices) -> tuple[Layout, Tensor, Tensor]:
@@ -117,7 +117,7 @@ class ViTPredictor(Predictor):
     def forward(self, context: Tokens, query: Indices | Tensor) -> Tokens:
         if not isinstance(query, Indices):
             raise TypeError("ViTPredictor answers positions on a grid, not motions or actions")
-        if self.modality is None and len(getattr(query.grid, "parts", ())) > 1:
+        if self.modality is None and isinstance(query.grid, JointGrid) and len(query.grid.parts) > 1:
             raise ValueError(f"ViTPredictor needs modalities={[*query.grid.parts]}: it could not tell them apart")
         layout, rows, answers = pair_sequences(context.index, query)
         seen = self.embed(context.x)

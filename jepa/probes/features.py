@@ -178,7 +178,7 @@ def own(labels: Mapping[str, int | float | Tensor]) -> dict[str, Tensor]:
 def encoder_features(encoder: Encoder, normalize: Callable[[Any], Input], *, tokens: bool) -> Callable:
     """`encode` for an encoder: "last" and, where it shows its blocks, "last4", average-pooled; "tokens" on demand.
 
-    Of an encoder that joins modalities these are of all together, and by its name "last" of each one alone.
+    Of several modalities these are of all together, and by its name "last" of each one alone.
     """
     device = next(encoder.parameters()).device
 
@@ -190,9 +190,8 @@ def encoder_features(encoder: Encoder, normalize: Callable[[Any], Input], *, tok
             layers = encoder.features(View(x), (-1,))
         pooled = [layer.dense().mean(1) for layer in layers]
         found = {"last": pooled[-1]} | ({"last4": torch.cat(pooled, dim=1)} if len(pooled) == 4 else {})
-        for name in encoder.modalities:
-            assert not isinstance(x, Tensor)
-            found[name] = encoder.features(View({name: x[name]}), (-1,))[0].dense().mean(1)
+        for name, part in x.items() if isinstance(x, Mapping) else ():
+            found[name] = encoder.features(View({name: part}), (-1,))[0].dense().mean(1)
         return found | ({"tokens": layers[-1].dense()} if tokens else {})
 
     return encode

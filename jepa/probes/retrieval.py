@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import permutations
 from typing import Any
 
@@ -61,27 +62,43 @@ def mapped(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], seed: int)
     return recalls(found.predictions, test[1])
 
 
+Asks = Callable[[str, str], int]  # (seen, asked) -> number of the task
+
+
 def joint_embeddings(
-    encoder: Encoder, normalize: Callable[[Any], Input], jepa: JEPA | None = None
+    encoder: Encoder, normalize: Callable[[Any], Input], jepa: JEPA | None = None, asks: Asks = lambda seen, asked: 0
 ) -> Callable[[Input], dict[str, Tensor]]:
     """`encode` for `extract`: mean embeddings of each modality alone, by its name, and where a whole JEPA is given, of
     what it predicts of one modality from another, as "one from other".
+
+    Args:
+        encoder: of modalities.
+        normalize: brings raw inputs to the encoder's range.
+        jepa: the encoder's.
+        asks: the task as which its predictor is asked for one modality from another.
+
+    Raises (when called):
+        ValueError: the data has one modality.
     """
     device = next(encoder.parameters()).device
 
     def encode(x: Input) -> dict[str, Tensor]:
         x = normalize(each(x, lambda part: part.to(device)))
-        assert not isinstance(x, Tensor)
-        found = {name: encoder(View({name: x[name]})).pooled() for name in encoder.modalities}
+        if isinstance(x, Tensor) or len(x) < 2:
+            raise ValueError(
+                f"one modality is to be found by another, but data.eval_transform leaves "
+                f"{'one' if isinstance(x, Tensor) else ', '.join(x)} only"
+            )
+        found = {name: encoder(View({name: part})).pooled() for name, part in x.items()}
         if jepa is not None:
-            for seen, asked in permutations(encoder.modalities, 2):
-                found[f"{asked} from {seen}"] = _predicted(jepa, x, seen, asked)
+            for seen, asked in permutations(x, 2):
+                found[f"{asked} from {seen}"] = _predicted(jepa, x, seen, asked, asks(seen, asked))
         return found
 
     return encode
 
 
-def _predicted(jepa: JEPA, x: Any, seen: str, asked: str) -> Tensor:
+def _predicted(jepa: JEPA, x: Any, seen: str, asked: str, task: int) -> Tensor:
     """(B, D) mean of what is predicted at all positions of one modality, from all of another."""
     grid = jepa.encoder.grid(each(x, lambda part: part.shape[2:]))
     assert isinstance(grid, JointGrid)
@@ -90,8 +107,7 @@ def _predicted(jepa: JEPA, x: Any, seen: str, asked: str) -> Tensor:
     def whole(name: str) -> Indices:
         cells = grid.cells(name)
         places = torch.arange(cells.start, cells.stop, device=device)
-        lengths = torch.full((samples,), len(places), device=device)
-        return Indices(places.repeat(samples), lengths, grid, len(places), len(places))
+        return Indices.of(places.repeat(samples), torch.full((samples,), len(places), device=device), grid)
 
     context = jepa.encoder(View(x, whole(seen)))
-    return jepa.predictor(context, whole(asked)).pooled()
+    return jepa.predictor(context, replace(whole(asked), task=task)).pooled()
