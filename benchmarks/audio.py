@@ -22,6 +22,8 @@ from statistics import median
 import av
 import numpy as np
 import torch
+from av.audio.codeccontext import AudioCodecContext
+from av.audio.stream import AudioStream
 from av.packet import Packet
 
 from benchmarks.loading import Everything, seconds
@@ -61,8 +63,7 @@ class Recorder:
         finally:
             sound._Reader._frames = frames  # type: ignore[method-assign]
         self.file = av.open(self.names[0])
-        self.decoder = self.file.streams.audio[0].codec_context
-        self.decoder.thread_type = "NONE"
+        self.decoder = prepared(self.file.streams.audio[0])
 
     def decode(self) -> None:
         for packets in self.packets:
@@ -74,7 +75,7 @@ class Recorder:
         for name, packets in zip(self.names, self.packets, strict=True):
             with av.open(name) as file:
                 stream = file.streams.audio[0]
-                stream.codec_context.thread_type = "NONE"
+                prepared(stream)
                 file.seek(packets[0].pts, stream=stream)
                 for packet, _ in zip(file.demux(stream), packets, strict=False):
                     packet.decode()
@@ -87,6 +88,15 @@ class Recorder:
                 part for packet in packets for frame in self.decoder.decode(packet) for part in change.resample(frame)
             ]
             np.concatenate([part.to_ndarray() for part in [*found, *change.resample(None)]], axis=1)
+
+
+def prepared(stream: AudioStream) -> AudioCodecContext:
+    """The stream's decoder, with one thread and with FLAC's sums checked, as in training."""
+    decoder = stream.codec_context
+    decoder.thread_type = "NONE"
+    if decoder.name == "flac":
+        decoder.options = sound.CHECKED
+    return decoder
 
 
 def write(folder: Path, count: int, length: int, ending: str, codec: str, rate: int) -> None:

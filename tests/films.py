@@ -61,6 +61,30 @@ def film(
     return path
 
 
+def talkie(
+    path: Path, x: np.ndarray, rate: int, *, count: int = 60, fps: int = 30, begins: float = 0.0, codec: str = "aac"
+) -> Path:
+    """A video of `count` frames as above and a sound (1, samples) that begins `begins` seconds after them."""
+    with av.open(path, "w") as container:
+        stream = container.add_stream("libx264", rate=fps)
+        stream.height, stream.width, stream.pix_fmt = 32, 64, "yuv420p"
+        voice = container.add_stream(codec, rate=rate, layout="mono")
+        packets = []
+        for number in range(count):
+            frame = av.VideoFrame.from_ndarray(picture(number, (32, 64)), "rgb24")
+            frame.pts = number
+            packets += stream.encode(frame)
+        heard = av.AudioFrame.from_ndarray(np.ascontiguousarray(x), "fltp", "mono")
+        heard.sample_rate, heard.pts, heard.time_base = rate, round(begins * rate), Fraction(1, rate)
+        cut = av.AudioResampler(voice.format.name, "mono", rate, frame_size=voice.frame_size or None)
+        for part in [*cut.resample(heard), *cut.resample(None)]:
+            packets += voice.encode(part)
+        packets += [*stream.encode(), *voice.encode()]
+        for packet in sorted(packets, key=lambda packet: packet.dts * packet.time_base):
+            container.mux(packet)
+    return path
+
+
 def every_frame(path: Path) -> np.ndarray:
     """(3, T, H, W) of a whole video, decoded from its start."""
     with av.open(path) as container:

@@ -23,7 +23,7 @@ from jepa.data.waveform import Waveform
 from jepa.probes.features import InOrder, recordings
 from jepa.seeding import Stream
 from jepa.types import UnreadableSample
-from tests.films import film
+from tests.films import film, talkie
 from tests.recordings import everything, record, wave
 from tests.test_data_batches import Coins, same
 
@@ -33,6 +33,7 @@ KINDS = {
     "float.wav": ("pcm_f32le", 22050, {}),
     "pcm.aiff": ("pcm_s16be", 16000, {}),
     "free.flac": ("flac", 44100, {}),
+    "free.ogg": ("flac", 44100, {}),  # libav's times after a seek are wrong in these
     "layer.mp3": ("libmp3lame", 44100, {"q": "5"}),
     "reservoir.mp3": ("libmp3lame", 16000, {"b": "32k"}),
     "opus.opus": ("libopus", 48000, {}),
@@ -186,6 +187,39 @@ def test_what_becomes_of_short_recordings_is_chosen(path: Path) -> None:
     assert torch.equal(heard(path, seconds=4, short="skip"), whole)
 
 
+@pytest.mark.parametrize("short", ["pad", "loop", "skip"])
+@pytest.mark.parametrize("ending", ["mov", "mkv"])
+def test_a_crop_that_begins_at_a_time_is_silent_where_the_sound_is_not(folder: Path, ending: str, short: str) -> None:
+    """The sound of a film of 4 s lasts from 1 to 3 s."""
+    rate, sound = 16000, wave(16000, 2)
+    path = talkie(folder / f"late.{ending}", sound, rate, count=120, begins=1.0, codec="pcm_s16le")
+    silence = torch.zeros(1, rate)
+    expected = torch.cat((silence, torch.from_numpy(sound), silence), 1)
+    for begins in (0.25, 0.5, 1.0, 1.5, 2.5):
+        crop = read_sound(path, path.name, Excerpt(rate, rate, short=short), begins=begins)
+        first = round(begins * rate)
+        torch.testing.assert_close(crop, expected[:, first : first + rate], rtol=0, atol=2e-4)
+    long = read_sound(path, path.name, Excerpt(rate, 5 * rate, short=short), begins=-0.5)
+    padded = torch.nn.functional.pad(expected, (rate // 2, rate // 2))
+    torch.testing.assert_close(long, padded, rtol=0, atol=2e-4)
+    for begins, clip in ((0.0, "0.00 to 1.00"), (3.0, "3.00 to 4.00"), (9.0, "9.00 to 10.00")):
+        with pytest.raises(UnreadableSample, match=rf"late.{ending}: its sound lasts from 1.00 to 3.00 s, .* {clip} s"):
+            read_sound(path, path.name, Excerpt(rate, rate, short=short), begins=begins)
+
+
+@pytest.mark.parametrize("codec", ["pcm_s16le", "aac"])
+def test_the_sound_of_a_film_may_end_before_its_file(folder: Path, codec: str) -> None:
+    """Matroska files say how long they are, not how long their sound is."""
+    rate = 16000  # a frame of AAC is 64 ms, and Matroska counts in milliseconds
+    path = talkie(folder / f"early_{codec}.mkv", wave(rate, 1), rate, count=120, codec=codec)
+    whole = everything(path)
+    begun = read_sound(path, path.name, Excerpt(rate, rate), begins=0.5)
+    there = whole.shape[1] - rate // 2
+    assert (begun[:, :there] - whole[:, rate // 2 :]).abs().mean() < 0.02  # AAC fills bands with noise of its own
+    assert not begun[:, there + 1024 :].any()
+    assert (heard(path, 1.0, rate=rate) - whole[:, rate // 2 : rate]).abs().mean() < (0.02 if codec != "aac" else 1)
+
+
 def test_silence_is_unreadable_below_a_stated_level(folder: Path) -> None:
     path = record(folder / "quiet.wav", np.full((1, 16000), 0.002, np.float32), 16000, "pcm_f32le")
     assert heard(path).max() == pytest.approx(0.002)
@@ -210,6 +244,10 @@ def spoil(folder: Path, name: str) -> Path:
     elif name == "flac":
         path = record(folder / "flac.flac", wave(16000, 4), 16000, "flac")
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif name == "codec":
+        data = bytearray(record(path, wave(16000, 1), 16000).read_bytes())
+        data[data.index(b"fmt ") + 8] = 0x99  # the format's number
+        path.write_bytes(data)
     elif name == "pictures":
         return film(folder / "pictures.mp4", 10)
     elif name == "no samples":
@@ -226,6 +264,7 @@ BAD = {
     "text": r"cut off, damaged or not a sound file of a known kind \(.*\), starts with b'hello, I am '",
     "truncated": r"cut off: \d+ bytes of \d+",
     "flac": "(cut off or )?damaged: ",
+    "codec": r"no decoder for its sound, codec unknown \(.* / 0x0099\)",
     "pictures": "no sound in it, only video",
     "no samples": "no samples in it",
     "nan": "holds samples that are not finite",
@@ -238,6 +277,23 @@ def test_bad_files_are_unreadable_and_say_why(tmp_path: Path, name: str) -> None
     path = spoil(tmp_path, name)
     with pytest.raises(UnreadableSample, match=f"^{path.name}: {BAD[name]}"):
         heard(path, 0.9)
+
+
+@pytest.mark.parametrize("ending", ["flac", "ogg", "mka"])
+def test_a_changed_bit_of_flac_is_noticed(folder: Path, tmp_path: Path, ending: str) -> None:
+    path = record(folder / f"whole.{ending}", wave(16000, 4), 16000, "flac")
+    data, rng = path.read_bytes(), np.random.default_rng(0)
+    whole = heard(path, seconds=4)
+    end = data.rindex(b"OggS") if ending == "ogg" else len(data) - 100  # without its last page, a file is but shorter
+    for place in rng.integers(9000, end, 40).tolist():
+        changed = bytearray(data)
+        changed[place] ^= 1 << int(rng.integers(8))
+        (tmp_path / path.name).write_bytes(changed)
+        with pytest.raises(UnreadableSample, match="damaged"):
+            heard(tmp_path / path.name, seconds=4)
+    tagged = tmp_path / f"tagged.{ending}"
+    tagged.write_bytes(data + (b"TAG" + bytes(125) if ending == "flac" else b""))
+    assert torch.equal(heard(tagged, seconds=4), whole)
 
 
 def test_what_is_not_a_file_is_unreadable(tmp_path: Path) -> None:

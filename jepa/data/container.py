@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import av
 from av.container import InputContainer
+from av.stream import Stream
 
 from jepa.types import UnreadableSample
 
@@ -60,6 +63,18 @@ def kinds(container: InputContainer) -> str:
     """What a file without the stream that is looked for holds, for messages."""
     found = sorted({stream.type for stream in container.streams})
     return f"{'only ' * bool(found)}{' and '.join(found) or 'nor anything else'}"
+
+
+def codec_of(container: InputContainer, stream: Stream) -> str:
+    """The codec of a stream that libav has no decoder for, and the tag that the file gives it, for messages."""
+    described: Any = container  # PyAV's types leave out `dumps_format`
+    level = av.logging.get_level()
+    av.logging.set_level(av.logging.INFO)  # PyAV knows no name without a decoder, and libav only logs it
+    try:
+        found = re.search(rf"Stream #0:{stream.index}\b.*?: \w+: ([^,\n]+)", described.dumps_format())
+    finally:
+        av.logging.set_level(level)
+    return found[1].replace("none", "unknown", 1) if found else "unknown"
 
 
 def mp3_samples(path: Path, size: int) -> int | None:

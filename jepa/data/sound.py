@@ -17,7 +17,7 @@ from av.packet import Packet
 from torch import Tensor
 
 from jepa.data.base import DataError
-from jepa.data.container import kinds, mp3_samples, opened
+from jepa.data.container import codec_of, kinds, mp3_samples, opened
 from jepa.data.resample import resampler
 from jepa.data.sampling import Short
 from jepa.data.waveform import Waveform
@@ -26,6 +26,7 @@ from jepa.types import UnreadableSample
 PREROLL = 0.5  # seconds decoded before a crop: Opus asks for 0.08 (RFC 7845, 4.6), MP3's reservoir reaches back 0.3
 LOOK_BACK = (0, 1, 8)  # seconds: some demuxers seek to a packet after the time asked for
 NO_PREROLL = ("pcm_", "flac", "alac")  # decoders whose packets stand alone
+CHECKED = {"err_detect": "crccheck+explode"}  # FLAC's sums, and an error where one is wrong: either alone says nothing
 GUESSES = ("mp3", "aac", "ac3", "eac3", "dts", "amr", "mpeg", "mpegts", "avi")  # of length, or place after a seek
 FILTER = 64  # samples of the lower rate: safely more than the resampling filter reaches to both sides
 LARGEST_FILTER = 2**24  # weights of a resampler: rates without a common divisor would need gigabytes
@@ -40,7 +41,8 @@ class Excerpt:
         rate: samples per second; recordings of another rate are resampled.
         samples: of a crop.
         channels: 1 mixes all channels (their mean); else recordings must have as many, or one, which is repeated.
-        short: a recording shorter than a crop is followed by silence (pad), starts again (loop) or is refused (skip).
+        short: a recording shorter than a crop is followed by silence (pad), starts again (loop) or is refused (skip);
+            of crops at a place in it, not of those that begin at a time.
         silence: crops whose largest sample is below so many decibels of full scale are unreadable; None: none are.
 
     Raises:
@@ -76,6 +78,9 @@ def read_sound(path: Path, name: str, excerpt: Excerpt, place: float = 0.0, *, b
     torchaudio's filter resamples: it is finite and has no state, so that a crop equals a part of the whole, which
     libav's resampler does not promise.
 
+    A crop that begins at a time is silent before the sound begins and after it ends, whatever `short` says: a sound
+    track may begin later than the picture, or end earlier. Without any sound in it, it is unreadable.
+
     Args:
         path: the file.
         name: what to call it in an error.
@@ -84,8 +89,8 @@ def read_sound(path: Path, name: str, excerpt: Excerpt, place: float = 0.0, *, b
         begins: when it begins, in seconds of the file's clock.
 
     Raises:
-        UnreadableSample: the file is missing, damaged, cut off, without sound, silent there, or too short for
-            `short="skip"`.
+        UnreadableSample: the file is missing, damaged, cut off, without sound (at that time), of a codec that libav
+            does not know, silent there, or too short for `short="skip"`.
     """
     with opened(path, name, "sound file") as (container, size):
         # with the length known, libav's seeking in MP3 is exact: it reads past the packets before the place
@@ -119,43 +124,83 @@ class _Reader:
             raise UnreadableSample(name, f"no sound in it, {kinds(container)}")
         self.container, self.name, self.target_rate, self.samples = container, name, rate, samples
         self.stream: AudioStream = container.streams.audio[0]
+        if self.stream.codec_context is None:
+            raise UnreadableSample(name, f"no decoder for its sound, codec {codec_of(container, self.stream)}")
         self.stream.codec_context.thread_type = "NONE"  # data workers run in parallel
         if not self.stream.time_base or not self.stream.rate:
             raise UnreadableSample(name, "its sound has no times")
         self.tick = float(self.stream.time_base)  # seconds
         self.origin = self.stream.start_time or 0
         self.rate = self.stream.rate  # until frames say otherwise: that of AAC may be half of what is decoded
-        guesses = samples is None and any(kind in GUESSES for kind in container.format.name.split(","))
-        self.packets = list(container.demux(self.stream)) if guesses or not self._said() else None
+        self.flac = self.stream.codec_context.name == "flac"
+        if self.flac:
+            self.stream.codec_context.options = CHECKED
+        formats = container.format.name.split(",")
+        self.guesses = samples is None and any(kind in GUESSES for kind in formats)
+        pages = self.flac and "ogg" in formats  # times after a seek are up to a page too early
+        self.packets = list(container.demux(self.stream)) if self.guesses or pages or not self._said() else None
+        if pages and self._missing():  # libav leaves out pages whose sums are wrong
+            raise UnreadableSample(name, "damaged")
 
     def crop(self, excerpt: Excerpt, place: float, begins: float | None) -> Tensor:
-        length = self._length()
-        start = place * max(length - excerpt.seconds, 0) if begins is None else max(begins - self.origin * self.tick, 0)
-        room = length - start - excerpt.seconds
-        if room < -0.5 / excerpt.rate and excerpt.short == "skip":
+        try:
+            return self._crop(excerpt, place, begins)
+        except UnreadableSample:
+            if self._length_is_known():
+                raise
+        self._seek(self.origin)  # the file may be longer than its sound: packets tell
+        self.packets, self.guesses = list(self.container.demux(self.stream)), True
+        return self._crop(excerpt, place, begins)
+
+    def _crop(self, excerpt: Excerpt, place: float, begins: float | None) -> Tensor:
+        length, rate = self._length(), excerpt.rate
+        short = excerpt.short if begins is None and length - excerpt.seconds < -0.5 / rate else "pad"
+        if short == "skip":
             raise UnreadableSample(self.name, f"{length:.2f} s are too short for a crop of {excerpt.seconds:g} s")
-        first = round(start * excerpt.rate)
-        count = min(excerpt.samples, round(length * excerpt.rate) - first)
+        start = place * max(length - excerpt.seconds, 0) if begins is None else begins - self.origin * self.tick
+        first = round(start * rate)
+        ahead = max(0, -first)  # samples before the sound
+        count = min(excerpt.samples, round(length * rate) - first) - ahead
         if count < 1:
-            raise UnreadableSample(self.name, f"its sound ends after {length:.2f} s, before the clip at {start:.2f} s")
-        margin = 1 / gcd(self.rate, excerpt.rate) + FILTER / min(self.rate, excerpt.rate)
-        begin, end = first / excerpt.rate - margin, (first + count) / excerpt.rate + margin
-        x, start = self._decode(begin, end, excerpt.channels)
-        piece = self._resampled(x, start, first, count)
-        if (got := piece.shape[1]) < max(1, count - MISSING * excerpt.rate):
-            end = (first + got) / excerpt.rate
+            raise UnreadableSample(
+                self.name,
+                f"its sound lasts from {self._clock(0)} to {self._clock(length)} s, "
+                f"the clip from {self._clock(start)} to {self._clock(start + excerpt.seconds)} s",
+            )
+        piece = self._piece(first + ahead, count, excerpt.channels, length)
+        if short == "loop":
+            piece = piece.repeat(1, -(-excerpt.samples // piece.shape[1]))[:, : excerpt.samples]
+        missing = excerpt.samples - ahead - piece.shape[1]
+        return torch.nn.functional.pad(piece, (ahead, missing)) if ahead or missing else piece  # padding copies
+
+    def _piece(self, first: int, count: int, channels: int, length: float) -> Tensor:
+        """(channels, samples) at the target rate, from number `first` on: `count`, or a few less at the end."""
+        margin = 1 / gcd(self.rate, self.target_rate) + FILTER / min(self.rate, self.target_rate)
+        begin, end = first / self.target_rate - margin, (first + count) / self.target_rate + margin
+        piece = self._resampled(*self._decode(begin, end, channels), first, count)
+        if (got := piece.shape[1]) < max(1, count - MISSING * self.target_rate):
+            end = (first + got) / self.target_rate
             raise UnreadableSample(self.name, f"cut off or damaged: its sound ends after {end:.2f} of {length:.2f} s")
-        if excerpt.short == "loop" and room < 0:
-            piece = piece.repeat(1, -(-excerpt.samples // got))[:, : excerpt.samples]
-        missing = excerpt.samples - piece.shape[1]
-        return torch.nn.functional.pad(piece, (0, missing)) if missing else piece  # padding copies
+        return piece
+
+    def _clock(self, seconds: float) -> str:
+        """The same on the file's clock."""
+        return f"{seconds + self.origin * self.tick:.2f}"
 
     def _said(self) -> int | None:
         return self.stream.duration or self.container.duration
 
+    def _missing(self) -> bool:
+        """Whether the packets hold less than the stream should."""
+        return sum(packet.duration or 0 for packet in self.packets or ()) < (self.stream.duration or 0)
+
+    def _length_is_known(self) -> bool:
+        """Rather than that of the whole file, which may be its picture's."""
+        return self.packets is not None or self.samples is not None or bool(self.stream.duration)
+
     def _length(self) -> float:
         """Seconds of the sound."""
-        if self.packets is not None:
+        if self.packets is not None and (self.guesses or not self.stream.duration):
             ends = [packet.pts + (packet.duration or 0) for packet in self.packets if packet.pts is not None]
             length = (max(ends, default=0) - self.origin) * self.tick
         elif self.samples is not None:
@@ -179,7 +224,7 @@ class _Reader:
                 if at < 0:
                     self.rate = frame.sample_rate
                     first, last = max(0, begin * self.rate), end * self.rate
-                    at = max(0, round(((frame.pts or 0) - self.origin) * self.tick * self.rate))
+                    at = round(((frame.pts or 0) - self.origin) * self.tick * self.rate)
                     if at > first:
                         break  # too late
                 at += count
@@ -216,9 +261,12 @@ class _Reader:
 
     def _frames(self, packets: Iterator[Packet]) -> Iterator[AudioFrame]:
         for packet in packets:
-            if packet.is_corrupt:
+            frames = self.stream.decode(packet)
+            # libav joins frames of FLAC where the end of one is damaged, and then passes on those before it
+            joined = self.flac and packet.size and (packet.pts is None or len(frames) != 1)
+            if packet.is_corrupt or joined:
                 raise UnreadableSample(self.name, "damaged")
-            for frame in self.stream.decode(packet):
+            for frame in frames:
                 if frame.is_corrupt:
                     raise UnreadableSample(self.name, "damaged")
                 yield frame

@@ -1,4 +1,4 @@
-"""Decoded frames of sound, queued by libav and mixed some at a time: keeping all would cost it a new buffer for each."""
+"""Decoded frames of sound, queued by libav and mixed some at a time: to keep all costs it a new buffer for each."""
 
 from __future__ import annotations
 
@@ -61,8 +61,9 @@ class Waveform:
         if self.count > self.x.shape[1]:
             self.x = np.concatenate((self.x, np.empty((len(self.x), self.count), np.float32)), axis=1)
         width = 1 if self.planar else self.given
-        planes = self.queue.read().planes
-        parts = [np.frombuffer(plane, self.dtype, width * self.queued) for plane in planes]
+        frame = self.queue.read()
+        assert frame is not None  # something is queued
+        parts = [np.frombuffer(memoryview(plane), self.dtype, width * self.queued) for plane in frame.planes]
         found = parts if self.planar else list(parts[0].reshape(-1, self.given).T)
         self.queued = 0
         x = self.x[:, begin : self.count]
