@@ -1,7 +1,7 @@
 """Look into a run: python -m jepa.explore run=RUN_DIR [key=value ...]     (pip install jepa[explore])
 
 A page on this machine only (127.0.0.1): click a patch of a sample to see what it attends to, for each layer and head of
-the target encoder, and which patches of other samples are nearest to it.
+the encoder, and which patches of other samples are nearest to it.
 
 Keys:
     run=DIR           the run to look at
@@ -28,22 +28,22 @@ from pydantic import Field
 from torch import Tensor
 from tqdm import tqdm
 
-from jepa.build import RecipeError
+from jepa.build import RecipeError, build
 from jepa.checkpoint import CheckpointError
 from jepa.data.base import DataError
 from jepa.data.batches import collate
 from jepa.loading import Pretrained
 from jepa.metrics import MetricsError
-from jepa.pictures import enlarge, frame_width, heat, outline, strip, to_image, to_rgb
+from jepa.pictures import enlarge, frame_width, heat, outline, sounds_of, strip, to_image, to_rgb, upright
 from jepa.probes.attention_maps import attention_layers, attention_weights
 from jepa.probes.neighbours import centred, nearest
 from jepa.recipe import parse
 from jepa.report.blocks import Picture, picture
-from jepa.report.source import MOST_TOKENS, Settings, draw, encode, open_run
+from jepa.report.source import MOST_TOKENS, Settings, draw, encode, open_run, shown
 from jepa.types import View
 
 HOST = "127.0.0.1"
-TALL = 384  # pixels of the picture to click on
+TALL, WIDE = 384, 1024  # pixels of the picture to click on
 NEIGHBOURS = 12
 INTRODUCTION = """## What does a patch attend to?
 Click a patch. Bright is much attention *from* that patch; each map runs from its own least to its own largest value.
@@ -66,16 +66,18 @@ class Explorer:
 
     Args:
         pretrained: a trained model.
-        x: (n, C, *size) samples as the dataset made them.
+        x: (n, C, *size) samples as pictures show them.
         names: n of them.
+        spectrograms: whether they are (time, frequency).
 
     Attributes:
-        grid: of the target encoder's tokens.
-        layers: self-attention layers of the target encoder.
+        encoder: the one that learned, which is the target encoder unless that is a teacher.
+        grid: of its tokens.
+        layers: its self-attention layers.
     """
 
-    def __init__(self, pretrained: Pretrained, x: Tensor, names: Sequence[str]) -> None:
-        self.pretrained, self.encoder = pretrained, pretrained.encoder("target")
+    def __init__(self, pretrained: Pretrained, x: Tensor, names: Sequence[str], *, spectrograms: bool = False) -> None:
+        self.pretrained, self.encoder = pretrained, pretrained.encoder()
         self.grid = self.encoder.grid(x.shape[2:])
         keep = max(2, MOST_TOKENS // prod(self.grid))
         self.x, self.names = x[:keep], list(names[:keep])
@@ -83,12 +85,14 @@ class Explorer:
         with tqdm(total=len(self.x), desc="embeddings", unit="sample", dynamic_ncols=True) as bar:
             tokens, _ = encode(pretrained, self.x, keep, bar.update, [slice(None)])
         self.content, _ = centred(tokens)
-        self.rgb = to_rgb(self.x)
-        self.cells = enlarge(torch.arange(prod(self.grid)).view(self.grid), self.x.shape[2:])  # ([T,] H, W)
+        self.laid = upright if spectrograms else lambda picture: picture
+        self.rgb = self.laid(to_rgb(self.x))
+        self.cells = self._large(torch.arange(prod(self.grid)).view(self.grid))  # ([T,] H, W)
         count = self.rgb.shape[2] if self.rgb.ndim == 5 else 1
         self.rows = next(rows for rows in range(isqrt(count), 0, -1) if count % rows == 0)  # of frames, to click on
         self.places = strip(self.cells[None], self.rows)[0]
-        self.zoom = max(1, round(TALL / len(self.places)))
+        height, width = self.places.shape
+        self.zoom = max(1, round(min(TALL / height, WIDE / width)))
         self._weights = lru_cache(maxsize=4)(self._attention)  # of few samples: all layers of a large one are heavy
 
     def picture(self, sample: int, cell: int) -> Image.Image:
@@ -139,11 +143,15 @@ class Explorer:
         return [w[0].cpu() for w in attention_weights(self.encoder, View(x), range(self.layers))]
 
     def _framed(self, sample: int, cell: int) -> Tensor:
-        return outline(self.rgb[sample], self.cells == cell, frame_width(self.rgb.shape[-1:]))
+        return outline(self.rgb[sample], self.cells == cell, frame_width(self.rgb.shape[-2:]))
+
+    def _large(self, values: Tensor) -> Tensor:
+        """Values on the grid over the pixels of a picture."""
+        return self.laid(enlarge(values, self.x.shape[2:]))
 
     def _map(self, sample: int, values: Tensor, title: str) -> Picture:
         spread = float(torch.exp(-(values * values.clamp_min(1e-12).log()).sum()))  # perplexity of one row
-        shown = heat(self.rgb[sample], enlarge(values, self.x.shape[2:]))
+        shown = heat(self.rgb[sample], self._large(values))
         return picture(shown, f"{title}: {spread:.1f} patches")
 
 
@@ -156,16 +164,22 @@ def explorer(settings: ExploreSettings) -> Explorer:
     """The explorer of a run.
 
     Raises:
-        RecipeError, CheckpointError, DataError, MetricsError: as for the report; or the encoder has no attention.
+        RecipeError, CheckpointError, DataError, MetricsError: as for the report; or the encoder has no attention, or
+            joins modalities.
     """
     run = open_run(settings)
-    if not attention_layers(run.pretrained.encoder("target")):
-        raise RecipeError(f"{settings.run}: {type(run.pretrained.encoder('target')).__name__} has no self-attention")
+    encoder = run.pretrained.encoder()
+    if not attention_layers(encoder):
+        raise RecipeError(f"{settings.run}: {type(encoder).__name__} has no self-attention")
     samples, _ = draw(run, settings)
     x = collate(samples, [], []).target.x
     if not isinstance(x, Tensor):
         raise RecipeError(f"{settings.run} joins {', '.join(x)}: the explorer shows models of one modality")
-    return Explorer(run.pretrained, x, [sample.name for sample in samples])
+    node = run.recipe["data"]["batch_transform"]
+    x = shown(run, x)
+    assert isinstance(x, Tensor)
+    spectrograms = x.ndim == 4 and bool(sounds_of(build(node, "data.batch_transform", trust=settings.trust)))
+    return Explorer(run.pretrained, x, [sample.name for sample in samples], spectrograms=spectrograms)
 
 
 def build_page(found: Explorer) -> Any:

@@ -6,14 +6,15 @@ works along however many it is given.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from math import prod
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
-from torch import Tensor
+from torch import Tensor, nn
 
 from jepa.types import Indices, JepaBatch, JointGrid, Task, View
 
@@ -21,6 +22,7 @@ TARGET, MARGIN = (234, 88, 12), 6
 HIDDEN = 0.18  # brightness of what an encoder does not see
 BAND = 8  # length over height of the band that shows one axis
 SIDE, STRIP, CLIPS = 96, 8, 2  # of a sheet: pixels of a picture, frames of a strip, and clips of each task
+LONG, WIDE = 2, 512  # width over height from which a spectrogram is long, and most pixels of its width
 # a dark-to-bright scale that is even to the eye and to the colour-blind: inferno (Smith & van der Walt), every eighth
 HEAT = ((0, 0, 4), (31, 12, 72), (85, 15, 109), (136, 34, 106), (186, 54, 85), (227, 89, 51), (249, 140, 10), (252, 255, 164))  # fmt: skip # noqa: E501
 
@@ -55,6 +57,25 @@ def strip(picture: Tensor, rows: int = 1) -> Tensor:
     if picture.ndim == 3:
         return picture
     return picture.unflatten(1, (rows, -1)).movedim(3, 2).flatten(3).flatten(1, 2)
+
+
+def sounds_of(batch_transform: Any) -> dict[str, int]:
+    """Samples per second of the sounds that a batch transform turns into spectrograms (time, frequency), by the name of
+    their modality, "" where there is one only.
+
+    It says so by an attribute `rate`, as `jepa.data.LogMel`, or has `parts` by modality that do, as
+    `jepa.data.JointInputs`. What any other makes is shown as it lies, and not played.
+    """
+    parts = getattr(batch_transform, "parts", None)
+    of_names = dict(parts.items()) if isinstance(parts, Mapping | nn.ModuleDict) else {"": batch_transform}
+    rates = {name: getattr(part, "rate", None) for name, part in of_names.items()}
+    return {name: rate for name, rate in rates.items() if isinstance(rate, int)}
+
+
+def upright(picture: Tensor) -> Tensor:
+    """A spectrogram, or a map of it, as people read it: (..., time, frequency) -> (..., frequency, time), with low
+    frequencies at the bottom."""
+    return picture.transpose(-1, -2).flip(-2)
 
 
 def to_rgb(x: Tensor) -> Tensor:
@@ -96,7 +117,8 @@ def outline(picture: Tensor, block: Tensor, width: int = 1) -> Tensor:
 
 def frame_width(size: Sequence[int]) -> int:
     """Of an outline that is still seen when pictures of this size are shown small."""
-    return max(1, round(size[-1] / 100))
+    shape = size[-2:]
+    return max(1, round(min(shape) / 100), round(max(shape) / 400))
 
 
 def heat(picture: Tensor, values: Tensor) -> Tensor:
@@ -215,19 +237,20 @@ def asked(context: Tensor, blocks: Tensor, width: int) -> Tensor:
     return picture
 
 
-def mask_sheet(batch: JepaBatch, samples: int = 6) -> Image.Image:
-    """The pictures of each task, as `task_pictures` makes them: a row for each sample, or of a clip a row for each
-    picture, with its frames side by side.
+def mask_sheet(batch: JepaBatch, samples: int = 6, spectrograms: Collection[str] = ()) -> Image.Image:
+    """The pictures of each task, as `task_pictures` makes them: a row for each sample, or of a clip or a long
+    spectrogram a row for each picture, with the clip's frames side by side.
 
     Args:
         batch: as the encoder is given it.
-        samples: of each task at the most; of clips no more than two.
+        samples: of each task at the most; of clips and long spectrograms no more than two.
+        spectrograms: names of the modalities that are, "" of the only one; see `sounds_of`.
     """
     x = batch.target.x
     sheets = (
-        _sheets(batch, samples)
+        _sheets(batch, samples, "" in spectrograms)
         if isinstance(x, Tensor)
-        else [sheet for name in x for sheet in _sheets(of_modality(batch, name), samples)]
+        else [sheet for name in x for sheet in _sheets(of_modality(batch, name), samples, name in spectrograms)]
     )
     out = Image.new("RGB", (max(sheet.width for sheet in sheets), sum(sheet.height for sheet in sheets)), "white")
     top = 0
@@ -237,11 +260,14 @@ def mask_sheet(batch: JepaBatch, samples: int = 6) -> Image.Image:
     return out
 
 
-def _sheets(batch: JepaBatch, samples: int) -> list[Image.Image]:
+def _sheets(batch: JepaBatch, samples: int, spectrograms: bool) -> list[Image.Image]:
     sheets: list[Image.Image] = []
     for number, task in enumerate(batch.tasks, start=1):
         rows = task_pictures(batch, task, samples)
-        if rows[0]["input"].ndim == 3:
+        if spectrograms:
+            rows = [{title: upright(picture) for title, picture in row.items()} for row in rows]
+        *moving, height, width = rows[0]["input"].shape[1:]
+        if not moving and not (spectrograms and width > LONG * height):
             sheets.append(_still_sheet(rows))
             continue
         for clip, row in enumerate(rows[:CLIPS], start=1):
@@ -263,9 +289,11 @@ def _still_sheet(rows: Sequence[Mapping[str, Tensor]]) -> Image.Image:
 
 
 def _strip_sheet(picture: Tensor, title: str) -> Image.Image:
-    """A few frames of a moving picture."""
-    image = to_image(strip(F.pad(few(picture, STRIP), (0, MARGIN, 0, MARGIN), value=1.0)))
-    zoom = SIDE / picture.shape[-1]
+    """A few frames of a moving picture, or a long one."""
+    moving = picture.ndim == 4
+    picture = few(picture, STRIP) if moving else picture
+    image = to_image(strip(F.pad(picture, (0, MARGIN, 0, MARGIN), value=1.0)))
+    zoom = SIDE / picture.shape[-1] if moving else min(1.0, WIDE / picture.shape[-1])
     zoom, way = (round(zoom), Image.Resampling.NEAREST) if zoom >= 1 else (zoom, Image.Resampling.LANCZOS)
     return titled(image.resize((round(image.width * zoom), round(image.height * zoom)), way), [title])
 

@@ -23,12 +23,12 @@ from accelerate.utils import GradientAccumulationPlugin
 
 from jepa import checkpoint, init_from
 from jepa import recipe as recipes
-from jepa.assemble import assemble
+from jepa.assemble import assemble, input_size
 from jepa.build import RecipeError, nearest
 from jepa.data.base import DataError
 from jepa.dry_run import describe
 from jepa.metrics import MetricsError
-from jepa.pictures import mask_sheet
+from jepa.pictures import mask_sheet, sounds_of
 from jepa.settings import TrainSettings
 from jepa.trainer import NonFiniteLoss, Trainer
 
@@ -88,7 +88,7 @@ def pretrain(recipe: Mapping[str, Any]) -> None:
         if not finished:
             finished = trainer.fit()
         if accelerator.is_main_process:
-            conclude(run_dir, trainer, finished)
+            conclude(recipe, trainer, finished)
 
 
 def begin_from(trainer: Trainer, recipe: Mapping[str, Any]) -> None:
@@ -166,7 +166,7 @@ def introduce(recipe: Mapping[str, Any], settings: TrainSettings, trainer: Train
     batch = trainer.batch_transform(trainer.batches[0])
     x, grid = batch.target.x, trainer.batches.grid
     if isinstance(x, Mapping) or len(grid) == x.ndim - 2 <= 3:  # tokens have places, and there are pictures of them
-        mask_sheet(batch).save(masks)
+        mask_sheet(batch, spectrograms=sounds_of(trainer.batch_transform)).save(masks)
         log.info("masks of the first batch: %s", masks)
     samples = plan.steps * settings.batch_size
     log.info(
@@ -187,8 +187,9 @@ def introduce(recipe: Mapping[str, Any], settings: TrainSettings, trainer: Train
         log.info("resumed after step %s of %s", f"{start:,}", f"{plan.steps:,}")
 
 
-def conclude(run_dir: Path, trainer: Trainer, finished: bool) -> None:
+def conclude(recipe: Mapping[str, Any], trainer: Trainer, finished: bool) -> None:
     """Where everything is."""
+    run_dir = Path(recipe["run_dir"])
     found = checkpoint.complete(trainer.plan.checkpoints)
     stopped = f"stopped after step {trainer.step} ({trainer.stop.reason}); the same command goes on from there"
     rows: list[tuple[str, object]] = [("state", "finished" if finished else stopped)]
@@ -203,9 +204,17 @@ def conclude(run_dir: Path, trainer: Trainer, finished: bool) -> None:
         ("checkpoint", found[-1] if found else "none"),
         ("probe it", f"python -m jepa.evaluate run={run_dir}"),
         ("look at it", f"python -m jepa.report run={run_dir}"),
-        ("use it", f"jepa.load({str(run_dir)!r}).features(images)"),
+        ("use it", f"jepa.load({str(run_dir)!r}).features({inputs_of(recipe, trainer)})"),
     ]
     print("\n".join(f"  {name:<11}{value}" for name, value in rows if not isinstance(value, Path) or value.exists()))
+
+
+def inputs_of(recipe: Mapping[str, Any], trainer: Trainer) -> str:
+    """What to hand to the model, in a word for each modality."""
+    size = input_size(recipe["data"]["size"])
+    if isinstance(size, Mapping):
+        return f"{{{', '.join(f'{name!r}: {name}s' for name in size)}}}"
+    return "waves" if sounds_of(trainer.batch_transform) else {2: "images", 3: "clips"}.get(len(size), "signals")
 
 
 if __name__ == "__main__":

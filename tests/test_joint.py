@@ -44,6 +44,7 @@ from jepa.types import Indices, JepaBatch, JointGrid, Masks, UnreadableSample, V
 from tests.conftest import Ran
 from tests.films import numbers, picture
 from tests.test_distributed import STEPS, assert_same_training, torchrun
+from tests.test_report import section
 from tests.tiny import losses, weights
 
 Run = Callable[..., Ran]
@@ -71,6 +72,27 @@ TINY = (
     "train.batch_size=8",
     "train.log_every=1",
 )
+
+
+OWN_INPUTS = """
+from torch import nn
+from jepa.data import JointInputs
+
+
+class Own(nn.Module):
+    def __init__(self, parts):
+        super().__init__()
+        self.made_of = JointInputs(parts)
+
+    def forward(self, batch):
+        return self.made_of(batch)
+
+    def raw_shape(self, shape):
+        return self.made_of.raw_shape(shape)
+
+    def normalize(self, x):
+        return self.made_of.normalize(x)
+"""
 
 
 def encoder(**sizes: int) -> JointViT:
@@ -427,6 +449,26 @@ def test_a_joint_run_trains_goes_on_exactly_and_is_probed(
     page = write_report(ReportSettings(run=str(run_dir), samples=16)).read_text()
     for words in ("What is hidden and asked: sound", "Nearest neighbours: clip", "Task from_clip, in numbers"):
         assert words.lower() in page.lower()
+    for k in (1, 5, 10):
+        assert f"sound of clip, retrieval, predictor (recall@{k})" in section(page, "probes")
+    for name in ("clip", "sound"):  # what is heard with a clip is played beside it
+        assert section(page, f"neighbours_{name}").count("<audio ") == 8 * 7
+    assert page.count("<audio ") == 2 * 8 * 7
+
+
+def test_a_batch_transform_of_ones_own_is_reported_on(
+    tmp_path: Path, jepa_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not say which modality is a sound: nothing is played, and spectrograms are shown as they lie."""
+    (tmp_path / "strangers_inputs.py").write_text(OWN_INPUTS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    own = "data.batch_transform._target_=strangers_inputs.Own"
+    ran = jepa_run(*TINY, own, "train.steps=1", f"run_dir={tmp_path / 'run'}")
+    assert ran.status == 0, ran.err
+    assert "features({'clip': clips, 'sound': sounds})" in ran.out
+    page = write_report(ReportSettings(run=str(tmp_path / "run"), samples=16, trust=("strangers_inputs",))).read_text()
+    assert "<audio" not in page
+    assert "Nearest neighbours: sound" in page
 
 
 FILMS = ROOT / "benchmarks" / "small_data" / "films.yaml"

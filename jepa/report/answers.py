@@ -11,7 +11,7 @@ from torch import Tensor
 
 from jepa.pictures import crop, cut, enlarge, frame_width, join, outline, shade, task_pictures, to_rgb
 from jepa.probes.neighbours import centred, nearest
-from jepa.report.blocks import Row, Section, picture
+from jepa.report.blocks import Row, Section
 from jepa.report.gallery import task_names
 from jepa.report.source import Material, Run
 from jepa.types import Indices, Task, Tokens
@@ -80,12 +80,12 @@ def question_rows(
     for i, pictures in enumerate(posed):
         question = next(rgb for title, rgb in pictures.items() if title.startswith("asked"))
         first = i * sets
-        shown = [picture(pictures["input"], "the truth"), picture(question, "asked")]
-        shown += [picture(rgb, caption) for caption, rgb in pasted[i].items()]
+        shown = [material.picture(pictures["input"], "the truth"), material.picture(question, "asked")]
+        shown += [material.picture(rgb, caption) for caption, rgb in pasted[i].items()]
         rows.append(Row(f"{before}{material.names[i]}", shown))
         others = zip(retrieval.rows[first].tolist(), retrieval.cosine[first].tolist(), strict=True)
         crops = [(i, "the truth"), *((j, f"{cosine:.2f}") for j, cosine in others)]
-        shown = [picture(to_rgb(crop(material.x[j], blocks[first])[None])[0], caption) for j, caption in crops]
+        shown = [material.picture(to_rgb(crop(material.x[j], blocks[first])[None])[0], line) for j, line in crops]
         rows.append(Row(f"target 1: the truth ranks {float(retrieval.rank[first]):g} of {retrieval.candidates}", shown))
     return rows
 
@@ -101,9 +101,9 @@ def other_views(material: Material, found: Tokens) -> Section:
     views = to_rgb(material.batch.target.signal)
     rows = []
     for i, pictures in enumerate(task_pictures(material.batch, material.batch.tasks[0], SHOWN)):
-        shown = [picture(rgb, "the truth" if title == "input" else title) for title, rgb in pictures.items()]
+        shown = [material.picture(rgb, "the truth" if title == "input" else title) for title, rgb in pictures.items()]
         others = zip(retrieval.rows[i].tolist(), retrieval.cosine[i].tolist(), strict=True)
-        shown += [picture(views[j], f"{cosine:.2f}") for j, cosine in others]
+        shown += [material.picture(views[j], f"{cosine:.2f}") for j, cosine in others]
         rows.append(Row(f"the truth ranks {float(retrieval.rank[i]):g} of {retrieval.candidates}", shown))
     text = (
         "The predictor is told how the view changes and predicts the embedding of the other view. The truth is that "

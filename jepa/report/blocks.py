@@ -12,10 +12,10 @@ from PIL import Image
 from torch import Tensor
 
 from jepa.data.tones.files import OPUS_RATES, encode
-from jepa.pictures import few, to_image
+from jepa.pictures import WIDE, few, to_image
 from jepa.report.charts import Chart
 
-SMALL, LARGE = 96, 256  # heights: below, pixels are kept and shown as such; above, pictures are made smaller
+SMALL, LARGE = 96, 256  # heights: below, pixels are shown as such; above, or wider than WIDE, pictures are made smaller
 MOVING, FRAMES, SECONDS = 128, 16, 1.6  # of moving pictures: least or largest height, most frames, once through
 
 HEARD, BITS = 12, 32_000  # of sounds: most seconds, and bits per second: 48 kB at most
@@ -85,16 +85,18 @@ def picture(rgb: Tensor, caption: str = "", sound: str = "") -> Picture:
     """A picture (3, H, W) in [0, 1], as PNG if small and as WebP if not; one that moves (3, T, H, W) as a WebP that
     goes round and round."""
     if rgb.ndim == 4:
-        return moving(rgb, caption) if rgb.shape[1] > 1 else picture(rgb[:, 0], caption)
+        return moving(rgb, caption, sound) if rgb.shape[1] > 1 else picture(rgb[:, 0], caption, sound)
     image = to_image(rgb)
-    pixelated = image.height <= SMALL
-    if image.height > LARGE:
-        image = image.resize((round(image.width * LARGE / image.height), LARGE), Image.Resampling.LANCZOS)
+    zoom = min(LARGE / image.height, WIDE / image.width)
+    pixelated = image.height <= SMALL and zoom >= 1
+    if zoom < 1:
+        size = (max(1, round(image.width * zoom)), max(1, round(image.height * zoom)))
+        image = image.resize(size, Image.Resampling.LANCZOS)
     kind, options = ("png", {"optimize": True}) if pixelated else ("webp", {"quality": 82})
     return Picture(uri(image, kind, **options), caption, image.width / image.height, pixelated, sound=sound)
 
 
-def moving(rgb: Tensor, caption: str) -> Picture:
+def moving(rgb: Tensor, caption: str, sound: str = "") -> Picture:
     """Frames (3, T, H, W), with the middle one for who wants nothing to move. Small ones are enlarged by a whole
     factor: WebP halves the resolution of colours, and thin outlines would suffer."""
     height, width = rgb.shape[2:]
@@ -106,7 +108,7 @@ def moving(rgb: Tensor, caption: str) -> Picture:
     pace = round(1000 * SECONDS / len(images))
     whole = uri(images[0], "webp", quality=65, save_all=True, append_images=images[1:], duration=pace, loop=0)
     still = uri(images[len(images) // 2], "webp", quality=65)
-    return Picture(whole, caption, width / height, pixelated=False, still=still)
+    return Picture(whole, caption, width / height, pixelated=False, still=still, sound=sound)
 
 
 def uri(image: Image.Image, kind: str, **options: Any) -> str:

@@ -15,7 +15,7 @@ from jepa.interfaces import Encoder
 from jepa.pictures import enlarge, heat, task_pictures, to_rgb
 from jepa.probes.attention_maps import attention_layers, attention_weights
 from jepa.probes.neighbours import centred, nearest
-from jepa.report.blocks import BITS, HEARD, Row, Section, picture, player
+from jepa.report.blocks import BITS, HEARD, Row, Section, player
 from jepa.report.charts import COLOURS, Chart, scatter
 from jepa.report.source import Material, Run
 from jepa.types import Indices, View, each
@@ -29,7 +29,7 @@ def masks(run: Run, material: Material) -> Section:
     rows = [
         Row(
             f"{material.names[number]}{f', task {name}' if len(tasks) > 1 else ''}",
-            [picture(rgb, title) for title, rgb in pictures.items()],
+            [material.picture(rgb, title) for title, rgb in pictures.items()],
         )
         for number, of_sample in enumerate(zip(*posed, strict=True))
         for name, pictures in zip(names, of_sample, strict=True)
@@ -42,6 +42,8 @@ def masks(run: Run, material: Material) -> Section:
     )
     if len(tasks) > 1:
         text += f" {len(tasks)} tasks are posed on each sample, each with a context of its own: {', '.join(names)}."
+    if material.spectrograms:
+        text += " Time runs to the right, low frequencies are at the bottom."
     return Section("masks", "What is hidden and asked", [text], rows=rows)
 
 
@@ -60,11 +62,11 @@ def features(run: Run, material: Material) -> Section:
         alone = "The encoder makes one embedding of each input: there are no patches to colour."
         return Section("features", "Patch features as colours", [alone])
     content, _ = centred(material.tokens)
-    rows = [Row("input", [picture(rgb) for rgb in to_rgb(material.x[:count])])]
+    rows = [Row("input", [material.picture(rgb) for rgb in to_rgb(material.x[:count])])]
     for title, tokens in (("all features", material.tokens), ("content: less the mean at each position", content)):
         colours, share = principal_colours(tokens[:count])
         maps = enlarge(colours.unflatten(1, material.grid).movedim(-1, 1), size)
-        rows.append(Row(f"{title} ({share:.0%} of the variance)", [picture(rgb) for rgb in maps]))
+        rows.append(Row(f"{title} ({share:.0%} of the variance)", [material.picture(rgb) for rgb in maps]))
     text = (
         f"The three strongest principal components of the {run.pretrained.learned} encoder's patch features, as red, "
         "green and blue. All pictures share one basis: equal colours mean equal features. If the first row of colours "
@@ -112,10 +114,11 @@ def attention(run: Run, material: Material) -> Section:
     inputs = to_rgb(x)
     heads = {"all heads": received.mean(1)}
     heads |= {f"head {number + 1}": received[:, number] for number in range(min(HEADS, received.shape[1]))}
-    rows = [Row("input", [picture(rgb) for rgb in inputs])]
+    rows = [Row("input", [material.picture(rgb) for rgb in inputs])]
     for name, maps in heads.items():
         large = enlarge(maps, x.shape[2:])
-        rows.append(Row(name, [picture(heat(rgb, values)) for rgb, values in zip(inputs, large, strict=True)]))
+        shown = [material.picture(heat(rgb, values)) for rgb, values in zip(inputs, large, strict=True)]
+        rows.append(Row(name, shown))
     text = (
         f"How much attention each patch receives from all patches of its picture, in the {run.pretrained.learned} "
         f"encoder; bright is much. {received.shape[1]} heads; each map runs from its own least to its own largest "
@@ -134,11 +137,10 @@ def neighbours(run: Run, material: Material) -> Section:
     shown = []
     for i, rgb in enumerate(inputs):
         found = to_rgb(material.x[rows[i]])
-        pictures = [picture(rgb, label_text(run, material, i) or "query", heard(material, i))]
-        pictures += [
-            picture(near, " · ".join(filter(None, (label_text(run, material, row), f"{c:.2f}"))), heard(material, row))
-            for near, row, c in zip(found, rows[i].tolist(), cosine[i].tolist(), strict=True)
-        ]
+        pictures = [material.picture(rgb, label_text(run, material, i) or "query", heard(material, i))]
+        for near, row, c in zip(found, rows[i].tolist(), cosine[i].tolist(), strict=True):
+            caption = " · ".join(filter(None, (label_text(run, material, row), f"{c:.2f}")))
+            pictures.append(material.picture(near, caption, heard(material, row)))
         shown.append(Row(material.names[i], pictures))
     text = (
         f"The first picture of each row, and those of {len(content):,} samples whose mean embedding is nearest: cosine "
@@ -150,7 +152,7 @@ def neighbours(run: Run, material: Material) -> Section:
 
 
 def heard(material: Material, i: int) -> str:
-    """Sample i for a player, if it is a sound."""
+    """Sample i for a player, if it is a sound or has one."""
     return "" if material.waves is None else player(material.waves[i], material.rate)
 
 

@@ -23,8 +23,9 @@ from jepa.interfaces import Masker
 from jepa.loading import Pretrained, load
 from jepa.metrics import read_metrics
 from jepa.other_data import data_section
-from jepa.pictures import of_modality, within
+from jepa.pictures import of_modality, sounds_of, upright, within
 from jepa.predictors import NoPredictor
+from jepa.report.blocks import Picture, picture
 from jepa.seeding import Stream
 from jepa.settings import TrainSettings
 from jepa.types import (
@@ -113,7 +114,8 @@ class Material:
         source: all that an encoder is given of these samples: `x`, or that of each modality by name.
         cells: where the tokens of `x` lie among those of all modalities.
         modality: which one `x` is of, where there are several.
-        waves: (n, C, samples) what `x` shows, where those are spectrograms of sounds.
+        spectrograms: whether `x` are (time, frequency).
+        waves: (n, C, samples) what is heard: the sounds that `x` shows, or that belong to it.
         rate: of the sounds, samples per second.
     """
 
@@ -130,8 +132,13 @@ class Material:
     source: Input
     cells: slice = field(default_factory=lambda: slice(None))
     modality: str = ""
+    spectrograms: bool = False
     waves: Tensor | None = None
     rate: int = 0
+
+    def picture(self, rgb: Tensor, caption: str = "", sound: str = "") -> Picture:
+        """A picture of this material for the page."""
+        return picture(upright(rgb) if self.spectrograms else rgb, caption, sound)
 
 
 def open_run(settings: Settings, data: Sequence[str] = ()) -> Run:
@@ -181,6 +188,7 @@ def gather(run: Run, settings: Settings, advance: Callable[[int], object]) -> li
     places = {name: grid.cells(name) for name in grid.parts} if isinstance(grid, JointGrid) else {"": slice(None)}
     tokens, pooled = encode(run.pretrained, x, max(POSED, MOST_TOKENS // prod(grid)), advance, list(places.values()))
     batch_transform = build(run.recipe["data"]["batch_transform"], "data.batch_transform", trust=settings.trust)
+    rates = sounds_of(batch_transform)
     wanted = each(x, lambda part: tuple(part.shape[1:]))
     makes_views = hasattr(batch_transform, "raw_shape") and batch_transform.raw_shape(wanted) != wanted
     raw = draw(run, settings, most=min(POSED, len(samples)), kind="transform")[0] if makes_views else samples[:POSED]
@@ -204,17 +212,19 @@ def gather(run: Run, settings: Settings, advance: Callable[[int], object]) -> li
             source=x,
             cells=cells,
             modality=name,
-            **played(raw_x, batch_transform, name),
+            spectrograms=name in rates and (x[name] if isinstance(x, Mapping) else x).ndim == 4,
+            **heard_beside(raw_x, rates, name),
         )
         for (name, cells), mean in zip(places.items(), pooled, strict=True)
     ]
 
 
-def played(x: Input, batch_transform: Any, name: str) -> dict[str, Any]:
-    """`waves` and `rate` of inputs that are sounds; nothing of others."""
-    wave, transform = (x, batch_transform) if isinstance(x, Tensor) else (x[name], batch_transform.parts[name])
-    rate = getattr(transform, "rate", 0)
-    return {"waves": wave, "rate": rate} if rate and wave.ndim == 3 else {}
+def heard_beside(x: Input, rates: Mapping[str, int], name: str) -> dict[str, Any]:
+    """`waves` and `rate` of a modality that is a sound, or else of the first one that is; nothing where none is."""
+    parts = x if isinstance(x, Mapping) else {"": x}
+    sounds = [sound for sound in parts if sound in rates and parts[sound].ndim == 3]
+    sound = name if name in sounds else next(iter(sounds), None)
+    return {} if sound is None else {"waves": parts[sound], "rate": rates[sound]}
 
 
 def shown(run: Run, x: Input) -> Input:
