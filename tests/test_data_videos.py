@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import BinaryIO
 
 import av
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 
 from jepa import seeding
 from jepa.data import Batches, DataError, Videos, loader
-from jepa.data.clips import read_clip
+from jepa.data.clips import read_clip, read_timed_clip
 from jepa.data.sampling import Sampling
 from jepa.seeding import Stream
 from jepa.types import UnreadableSample
@@ -65,31 +66,86 @@ def test_every_stride_has_every_place(path: Path) -> None:
     assert firsts == list(range(room + 1))
 
 
-def test_only_the_frames_of_a_clip_are_decoded(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Times of the packets that were handed to a decoder."""
     from jepa.data import clips
 
-    decoded: list[int] = []
+    times: list[int] = []
     frames = clips._Reader._frames
 
-    def count(self: object, packets: list, wanted: set) -> object:
-        decoded.extend(packet.pts for packet in packets)
+    def noted(self: object, packets: list, wanted: set) -> object:
+        times.extend(packet.pts for packet in packets)
         return frames(self, packets, wanted)
 
-    monkeypatch.setattr(clips._Reader, "_frames", count)
+    monkeypatch.setattr(clips._Reader, "_frames", noted)
+    return times
+
+
+def test_only_the_frames_of_a_clip_are_decoded(path: Path, decoded: list[int]) -> None:
     clip(path, 0.7, frames=3, stride=1)
     assert len(decoded) <= 15 + 3 + 4  # from the key frame before it, and what is needed to know the order
+
+
+@pytest.mark.parametrize(("kind", "codec"), [("mkv", "libx264"), ("webm", "libvpx-vp9")])
+def test_files_that_do_not_state_their_length(folder: Path, kind: str, codec: str, decoded: list[int]) -> None:
+    """As a pipe leaves them: nobody could go back to their start."""
+    path = piped(film(folder / f"whole.{kind}", codec=codec), folder / f"piped.{kind}")
+    whole = every_frame(path)
+    order = numbers(whole)
+    for place in (0.0, 0.5, 0.9):
+        decoded.clear()
+        found = clip(path, place, frames=4, stride=2)
+        first = int(place * 54)
+        assert numbers(found) == [first + 2 * j for j in range(4)]
+        assert np.array_equal(found, whole[:, [order.index(number) for number in numbers(found)]])
+        assert len(decoded) <= 15 + 7
+
+
+def piped(source: Path, path: Path) -> Path:
+    """The packets of a video in a file that was written from its start to its end."""
+    with path.open("wb") as file, av.open(source) as whole, av.open(Pipe(file), "w", format="matroska") as container:
+        stream = container.add_stream_from_template(whole.streams.video[0])
+        for packet in whole.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                container.mux(packet)
+    with av.open(path) as container:
+        assert container.duration is None
+        assert container.streams.video[0].duration is None
+    return path
+
+
+class Pipe:
+    """Where bytes can be written, and that is all."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.write = file.write
 
 
 def test_frames_of_a_variable_rate_are_chosen_by_time(folder: Path) -> None:
     times = np.cumsum([0, *[20] * 29, *[100] * 30]).tolist()  # 50 frames per second, then 10
     path = film(folder / "variable.mp4", times=times)
     for place in (0.0, 0.2, 0.5, 0.9):
-        seen = numbers(clip(path, place, frames=8, fps=5))
-        shown = [times[number] for number in seen]
-        wanted = [shown[0] + 200 * j for j in range(8)]
-        assert seen == [max(i for i, time in enumerate(times) if time <= target + 1) for target in wanted]
+        found, begins = read_timed_clip(path, path.name, Sampling(8, fps=5), place)
+        wanted = [1000 * begins + 200 * j for j in range(8)]
+        assert numbers(found.numpy()) == [max(i for i, time in enumerate(times) if time <= t + 1) for t in wanted]
         assert set(np.diff(numbers(clip(path, place, frames=8, stride=3)))) == {3}
     assert numbers(clip(path, frames=8, fps=5)) == [0, 10, 20, 29, 31, 33, 35, 37]
+
+
+@pytest.mark.parametrize("sampling", [{"fps": 4}, {"duration": 4.0}])
+def test_clips_begin_while_a_frame_is_held(folder: Path, sampling: dict[str, float]) -> None:
+    """Slides of five seconds: three of four clips of 3.75 seconds show two of them."""
+    path = film(folder / "slides.mp4", 8, times=[5000 * k for k in range(8)])
+    several = []
+    for place in np.linspace(0, 0.95, 24):
+        found, begins = read_timed_clip(path, path.name, Sampling(16, **sampling), place)
+        seen = numbers(found.numpy())
+        assert seen == [int((begins + j / 4 + 1e-3) / 5) for j in range(16)]
+        several.append(len(set(seen)))
+    assert set(several) == {1, 2}
+    assert np.mean(several) == pytest.approx(1.75, abs=0.1)
 
 
 def test_a_duration_is_spread_over_the_frames(path: Path) -> None:
@@ -159,6 +215,8 @@ def spoil(folder: Path, name: str) -> Path:
         return cut(film(folder / "matroska.mkv"))
     elif name == "avi":
         return cut(film(folder / "avi.avi", codec="mpeg4"))
+    elif name == "codec":
+        data = data.replace(b"avc1", b"zzz9")
     elif name == "sound":
         with av.open(path, "w") as container:
             stream = container.add_stream("aac", rate=16000, layout="mono")
@@ -192,6 +250,7 @@ BAD = {
     "matroska": r"cut off: \d+ bytes of \d+",
     "avi": r"cut off: \d+ bytes of \d+",
     "sound": "no video in it, only audio",
+    "codec": "its codec is not known to this libav$",
     "no frames": "no video in it, nor anything else",
 }
 
@@ -266,6 +325,17 @@ def test_pictures_of_a_list_are_clips_of_repeated_frames(tree: Path) -> None:
     assert videos.label_names == {"speed": None, "kind": ["slow", "still"]}
     assert [videos[i].labels for i in (0, 1)] == [{"speed": 1.5, "kind": 0}, {"speed": 0.0, "kind": 1}]
     assert torch.equal(videos[1].x, torch.full((3, 8, 32, 64), 7, dtype=torch.uint8))
+
+
+def test_published_lists_are_read(tree: Path, tmp_path: Path) -> None:
+    """Of V-JEPA: absolute paths and labels with a space between, under a name that ends in .csv."""
+    names = ["walk/1.mp4", "jump/räv 2:30.mp4"]
+    (tmp_path / "train.csv").write_text("".join(f"{tree / name} {k}\n" for k, name in enumerate(names)))
+    videos = Videos(tmp_path, 8, fps=4, list_file=tmp_path / "train.csv")
+    assert [videos[i].name for i in (0, 1)] == [str(tree / name) for name in names]
+    assert [videos[i].labels for i in (0, 1)] == [{"label": 0}, {"label": 1}]
+    (tmp_path / "quoted.csv").write_text('"jump/räv 2:30.mp4"\n"walk/2.MP4"\n')
+    assert Videos(tree, 8, fps=4, list_file=tmp_path / "quoted.csv")[0].name == "jump/räv 2:30.mp4"
 
 
 def test_clips_of_a_video_follow_each_other(tree: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from bisect import bisect_left, bisect_right, insort
+from bisect import bisect_left, insort
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from itertools import chain
@@ -53,7 +53,7 @@ def read_clip(path: Path, name: str, sampling: Sampling, place: float, *, min_si
 def read_timed_clip(
     path: Path, name: str, sampling: Sampling, place: float, *, min_side: int | None = None
 ) -> tuple[Tensor, float]:
-    """As `read_clip`, and when its first frame is shown, in seconds of the file's clock."""
+    """As `read_clip`, and when the clip begins, in seconds of the file's clock."""
     with opened(path, name, "video") as (container, size):
         reader = _Reader(container, name, size, sampling)
         frames = reader.clip(place, min_side)
@@ -91,23 +91,23 @@ class _Reader:
         return clip
 
     def _read(self, place: float, min_side: int | None) -> np.ndarray | None:
-        positions = None
+        found = None
         step = self.sampling.step(self.interval / self.second) * self.second
         room = self._length() - (self.sampling.frames - 1) * step
         if room >= self.interval / 2 and not self.count:
             start = (self.stream.start_time or 0) + place * room
             packets, times = self._packets(start)
-            if times:
-                positions = self._clock(times).begins(max(0, bisect_right(times, start) - 1))
-        if positions is None:  # a short video, or one that is not as long as it says
+            found = self._clock(times).clip(start) if times else None
+        if found is None:  # a short video, or one that is not as long as it says
             packets, times = self._packets(None)
             if not times:
                 raise UnreadableSample(self.name, "no frames in it")
-            positions = self._clock(times).anywhere(place)
-        if positions is None:
+            found = self._clock(times).anywhere(place)
+        if found is None:
             seconds = (times[-1] - times[0] + self.interval) / self.second
             raise UnreadableSample(self.name, f"{len(times)} frames in {seconds:.2f} s are too short for a clip")
-        self.begins = times[positions[0]] / self.second
+        begin, positions = found
+        self.begins = begin / self.second
         return self._decode(packets, times, positions, min_side)
 
     def _video_stream(self) -> VideoStream:
@@ -115,8 +115,11 @@ class _Reader:
         if kind.endswith("_pipe") or kind == "image2":
             raise UnreadableSample(self.name, f"a picture ({kind.removesuffix('_pipe')}), not a video")
         for stream in self.container.streams.video:
-            if not stream.disposition & Disposition.attached_pic:  # the cover of a record
-                return stream
+            if stream.disposition & Disposition.attached_pic:  # the cover of a record
+                continue
+            if stream.codec_context is None:
+                raise UnreadableSample(self.name, "its codec is not known to this libav")
+            return stream
         raise UnreadableSample(self.name, f"no video in it, {kinds(self.container)}")
 
     def _length(self) -> float:
@@ -149,7 +152,7 @@ class _Reader:
                 insort(times, time)
             if start is not None and packet.dts is not None:
                 known = bisect_left(times, packet.dts)  # what comes from here on is shown later
-                if self._clock(times).decides(bisect_right(times, start, hi=known) - 1, known):
+                if self._clock(times).decides(start, known):
                     break
         return packets, times
 
@@ -196,7 +199,7 @@ class _Reader:
             wanted[times[position]].append(j)
         clip: np.ndarray | None = None
         pixels = _Pixels(min_side)
-        for number, frame in enumerate(self._frames(packets, set(wanted))):
+        for number, frame in enumerate(self._frames(self._needed(packets, wanted), set(wanted))):
             time = times[min(number, len(times) - 1)] if self.count else frame.pts or 0
             if frame.is_corrupt:
                 raise self._damaged(time)
@@ -210,12 +213,20 @@ class _Reader:
                 return _upright(clip, frame)
         return None
 
+    def _needed(self, packets: list[Packet], wanted: Collection[int]) -> list[Packet]:
+        """From the last key frame that is shown by the first wanted time, to the last packet of a wanted frame."""
+        if self.count:
+            return packets  # frames are counted from the first one
+        times, first = [self._time(packet) for packet in packets], min(wanted)
+        keys = [i for i, time in enumerate(times) if packets[i].is_keyframe and time <= first]
+        begin, shown = (keys[-1], times[keys[-1]]) if keys else (0, min(times))
+        end = max(i for i, time in enumerate(times) if time in wanted) + 1
+        return [packets[i] for i in range(begin, end) if times[i] >= shown]
+
     def _frames(self, packets: list[Packet], wanted: Collection[int]) -> Iterator[VideoFrame]:
         """Frames as they are shown, at least the wanted ones; some of those that no other frame needs are left out."""
         decoder = self.stream.codec_context
         decoder.flush_buffers()
-        if not self.count:
-            packets = packets[: max(i for i, packet in enumerate(packets) if self._time(packet) in wanted) + 1]
         for packet in packets:
             if decoder.name in LEAVES_OUT and not self.count:
                 decoder.skip_frame = "DEFAULT" if self._time(packet) in wanted else "NONREF"

@@ -148,8 +148,8 @@ def read_list(path: Path, suffixes: Sequence[str], what: str) -> tuple[list[str]
     """Names of files, and the columns of their labels by name.
 
     A list is text. Its first line may be a header, `path,NAME,...`, that names any number of labels; without one, lines
-    hold `path` or `path,label`. Instead of commas there may be white space, where only paths may hold some themselves.
-    Empty lines are left out.
+    hold `path` or `path,label`. Instead of commas there may be white space, where only paths may hold some themselves;
+    so it is in V-JEPA's lists, although their names end in .csv. Paths may be absolute. Empty lines are left out.
 
     Args:
         path: the list.
@@ -186,7 +186,8 @@ def _cells(path: Path, endings: tuple[str, ...]) -> Iterator[tuple[int, list[str
     """(number of the line, its cells) of a list."""
     text = path.read_text("utf-8-sig")
     first = next((line.strip() for line in text.split("\n") if line.strip()), "")
-    if "," in first or path.suffix.lower() == ".csv":
+    spaced = len(first.split()) > 1 and not first.startswith('"')
+    if "," in first or (path.suffix.lower() == ".csv" and not spaced):
         reader = csv.reader(io.StringIO(text, newline=""), strict=True)
         yield from ((reader.line_num, [cell.strip() for cell in row]) for row in reader)
         return

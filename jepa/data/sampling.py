@@ -66,12 +66,14 @@ class Clock:
         second: in units of `times`.
 
     Attributes:
-        values: of each frame, what the step between frames of a clip is counted in: frames, or time.
+        counted: whether the steps between frames of a clip are counted in frames, or in time.
+        values: of each frame, in what steps are counted in.
         interval: between frames of the video.
         reach: from the first to the last frame of the clip.
     """
 
     def __init__(self, times: Sequence[int], sampling: Sampling, interval: float, second: float) -> None:
+        self.times, self.counted = times, sampling.stride is not None
         self.values: Sequence[int]
         if sampling.stride:
             self.values, self.step, self.interval, self.early = range(len(times)), float(sampling.stride), 1.0, 0.0
@@ -80,25 +82,43 @@ class Clock:
             self.early = TOLERANCE * second
         self.frames, self.short, self.reach = sampling.frames, sampling.short, (sampling.frames - 1) * self.step
 
-    def begins(self, first: int) -> list[int] | None:
-        """Positions of the clip that begins with frame `first`; None where the frames end before the clip."""
-        if self.values[first] + self.reach >= self.values[-1] + self.interval + self.early:
+    def clip(self, start: float) -> tuple[float, list[int]] | None:
+        """When the clip at time `start` begins, and its positions; None where the frames end before the clip."""
+        begin = self._begin(start, len(self.times))
+        if begin + self.reach >= self.values[-1] + self.interval + self.early:
             return None
-        return self._shown(self.values[first])
+        return self._time(begin), self._shown(begin)
 
-    def anywhere(self, place: float) -> list[int] | None:
-        """Positions of a clip in a whole video, at `place` in it; None if it is too short and that is refused."""
+    def anywhere(self, place: float) -> tuple[float, list[int]] | None:
+        """The same of a clip at `place` in a whole video; None if that is too short and refused."""
         length = self.values[-1] - self.values[0] + self.interval
         room = length - self.reach  # for the first frame
         if room >= self.interval / 2:
-            return self._shown(self.values[self._at(self.values[0] + place * room)])
+            begin = self._begin(self._time(self.values[0] + place * room), len(self.times))
+            return self._time(begin), self._shown(begin)
         if self.short == "skip":
             return None
-        return self._shown(self.values[0], length if self.short == "loop" else None)
+        return self.times[0], self._shown(self.values[0], length if self.short == "loop" else None)
 
-    def decides(self, first: int, known: int) -> bool:
-        """Whether the first `known` frames are enough to say which frames the clip from frame `first` has."""
-        return 0 <= first < known and self.values[known - 1] > self.values[first] + self.reach + self.early
+    def decides(self, start: float, known: int) -> bool:
+        """Whether the first `known` frames are enough to say which frames the clip at time `start` has."""
+        if not known or self.times[0] > start:
+            return False
+        return self.values[known - 1] > self._begin(start, known) + self.reach + self.early
+
+    def _begin(self, start: float, known: int) -> float:
+        """Where a clip at time `start` begins: with the frame that is shown then, of the first `known` ones.
+
+        A frame that is held for longer than a step may have been shown for some steps by then. Parts of a step do not
+        count: so at a constant rate all clips have the same rhythm, and sound begins with the picture.
+        """
+        first = max(0, bisect_right(self.times, start, hi=known) - 1)
+        if self.counted:
+            return first
+        return self.times[first] + max(0.0, start - self.times[first]) // self.step * self.step
+
+    def _time(self, value: float) -> float:
+        return self.times[self._at(value)] if self.counted else value
 
     def _shown(self, begin: float, period: float | None = None) -> list[int]:
         steps = (j * self.step for j in range(self.frames))
