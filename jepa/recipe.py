@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -37,7 +38,7 @@ INIT_MODES = ("resume", "continue", "anneal", "adapt")
 SettingsT = TypeVar("SettingsT", bound=BaseModel)
 LENGTHS = ("warmup", "total")  # of a schedule
 
-# Keys that do not change what is learned: a run may be continued with other values.
+# Keys that do not change what is learned: a run may be continued with other values. `*` is any name.
 FREE_KEYS = (
     "run_dir",
     "dry_run",
@@ -46,6 +47,9 @@ FREE_KEYS = (
     "data.dataset.root",
     "data.dataset.files",
     "data.dataset.list_file",
+    "data.dataset.datasets.*.root",
+    "data.dataset.datasets.*.files",
+    "data.dataset.datasets.*.list_file",
     "data.test_root",
     "data.labelled",
     "train.accumulate",
@@ -232,9 +236,7 @@ def difference(stored: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Keys that differ and matter, as "key: stored -> new"."""
     a, b = dict(flat(stored)), dict(flat(new))
     together = "train.accumulate" if new.get("regularizers") else None  # they look at a micro-batch's tokens together
-    keys = [
-        k for k in {**a, **b} if k == together or not any(k == free or k.startswith(f"{free}.") for free in FREE_KEYS)
-    ]
+    keys = [k for k in {**a, **b} if k == together or not any(fnmatchcase(f"{k}.", f"{free}.*") for free in FREE_KEYS)]
     absent = "(absent)"
     return [f"{k}: {a.get(k, absent)} -> {b.get(k, absent)}" for k in keys if a.get(k, absent) != b.get(k, absent)]
 

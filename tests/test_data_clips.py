@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from jepa import seeding
-from jepa.build import build
+from jepa.build import RecipeError, build
 from jepa.data import (
     Batches,
     DataError,
@@ -32,7 +32,7 @@ from jepa.data.moving_shapes import DIRECTIONS, _Scene
 from jepa.data.moving_shapes.__main__ import main
 from jepa.data.moving_shapes.files import write_files
 from jepa.probes.features import InOrder
-from jepa.recipe import load_recipe
+from jepa.recipe import difference, load_recipe
 from jepa.seeding import Stream
 from jepa.types import UnreadableSample
 from tests.films import film
@@ -205,7 +205,18 @@ def test_a_mixture_resumes_anywhere(workers: int) -> None:
 def test_a_mixture_draws_anew_for_what_cannot_be_read() -> None:
     batch = mixed(broken=tuple(range(39)), batch_size=32)[0]
     assert len(batch.skipped) > 3
+    assert all(re.fullmatch(r"many/number \d+: broken on purpose", reason) for reason in batch.skipped)
     assert batch.target.x.shape[0] == 32
+    drawn = [name.partition("/")[0] for name in names(mixed(), 200)]
+    assert [name.partition("/")[0] for name in names(mixed(broken=tuple(range(39))), 200)] == drawn
+
+
+@pytest.mark.parametrize("count", [9, 90])
+def test_a_dataset_of_a_mixture_that_cannot_be_read_is_an_error_that_names_it(count: int) -> None:
+    mixture = Mixture({"good": Numbers(30), "bad": Numbers(count, tuple(range(count)))}, {"good": 0.9, "bad": 0.1})
+    expected = rf"{min(30 + count, 64)} samples in a row .*: bad/number \d+: broken on purpose; bad/number"
+    with pytest.raises(DataError, match=expected):
+        [mixed(dataset=mixture)[k] for k in range(20)]
 
 
 def test_a_mixture_has_the_labels_that_all_have() -> None:
@@ -232,11 +243,39 @@ def test_impossible_mixtures_are_refused(weights: dict[str, float], message: str
         Mixture({})
 
 
-def test_a_mixture_can_be_written_in_a_recipe() -> None:
-    nodes = {name: {"_target_": "jepa.data.MovingShapes", "count": count} for name, count in (("a", 3), ("b", 4))}
-    node = {"_target_": "jepa.data.Mixture", "datasets": nodes, "weights": {"a": 0.25, "b": 0.75}}
-    mixture = build(node, "data.dataset")
-    assert (len(mixture), mixture.shares.tolist()) == (7, [0.25, 0.75])
+def test_a_mixture_can_be_written_in_a_recipe(tmp_path: Path) -> None:
+    """As the documentation shows it."""
+    page = (Path(__file__).parent.parent / "docs" / "training.md").read_text()
+    (written,) = (text for text in re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL) if "Mixture" in text)
+    for name in ("short", "long"):
+        write_files(MovingShapes(2, 32, 4), tmp_path / name)
+    (tmp_path / "mine.yaml").write_text(written.replace("/data/", f"{tmp_path}/"))
+    data = load_recipe([f"recipe={tmp_path / 'mine.yaml'}"])["data"]
+    mixture = build(data["dataset"], "data.dataset")
+    assert (len(mixture), mixture.shares.tolist()) == (4, [0.3, 0.7])
+    assert mixture[0].x.shape == (3, 16, 32, 32)
+    assert data["labelled"] is None
+
+
+def test_the_released_mixture(tmp_path: Path) -> None:
+    """The published weights; roots are given, and may be others when a run is resumed."""
+    command = ["recipe=vjepa2_vitl16_cooldown", "data=videomix22m"]
+    with pytest.raises(RecipeError, match=r"data\.dataset\.datasets\.k710\.root must be given"):
+        load_recipe(command)
+
+    def placed(folder: str) -> dict:
+        roots = [f"data.dataset.datasets.{name}.root={folder}/{name}" for name in ("k710", "ssv2", "howto")]
+        return load_recipe([*command, *roots, f"data.dataset.datasets.howto.list_file={folder}/howto.csv"])
+
+    dataset = placed("/one")["data"]["dataset"]
+    assert dataset["weights"] == {"k710": 0.335, "ssv2": 0.1, "howto": 0.565}
+    for name, node in dataset["datasets"].items():
+        assert (node["root"], node["frames"], node["fps"], node["stride"]) == (f"/one/{name}", 64, 4, None)
+    assert difference(placed("/one"), placed("/two")) == []
+    other = load_recipe([*command, *(f"data.dataset.datasets.{n}.root=/" for n in dataset["datasets"])])
+    assert difference(placed("/one"), other) == []
+    other["data"]["dataset"]["datasets"]["ssv2"]["fps"] = 8
+    assert difference(placed("/one"), other) == ["data.dataset.datasets.ssv2.fps: 4 -> 8"]
 
 
 def texture(frames: int = 5, height: int = 60, width: int = 90) -> Tensor:
@@ -379,5 +418,5 @@ def test_unreadable_videos_of_a_mixture_are_named(tmp_path: Path) -> None:
         try:
             assert mixture[0].name == "good/a.mp4"
         except UnreadableSample as error:
-            reasons.add(str(error)[:15])
-    assert reasons == {"b.mp4: cut off,"}
+            reasons.add(str(error)[:19])
+    assert reasons == {"bad/b.mp4: cut off,"}

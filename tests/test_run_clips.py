@@ -1,4 +1,4 @@
-"""Clips train as pictures do: exact resume, two processes, any size, stills."""
+"""Clips from files train as pictures do: exact resume, two processes, bad files, mixtures, any size, stills."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from jepa import loading
-from jepa.data import stills
+from jepa.data import MovingShapes, stills
+from jepa.data.moving_shapes.files import write_files
 from jepa.encoders import ViT
 from jepa.types import View
 from tests.conftest import Ran
@@ -44,14 +45,34 @@ TINY_CLIPS = (
 )
 
 
+TINY_FILES = tuple(argument for argument in TINY_CLIPS if not argument.startswith("data.dataset"))
+
+
+def from_files(folder: Path) -> list[str]:
+    """Arguments by which the clips are written there once, and read as any video by a worker."""
+    return [f"data.root={folder}", "data.workers=1"]
+
+
+def test_dry_run_of_the_tiny_recipe(jepa_run: Run) -> None:
+    ran = jepa_run("recipe=vjepa_tiny", "dry_run=true")
+    assert ran.status == 0, ran.err
+    table = {line[:22].strip(): line[22:] for line in ran.out.splitlines()}
+    assert table["grid"] == "2 x 6 x 6 = 72 tokens per sample for the target"
+    assert table["task 1"].endswith("1 target sets of 43.0 (43 to 43)")
+    assert table["samples"].startswith("60,000")
+    assert all(int(table[part].split()[0].replace(",", "")) > 50_000 for part in ("encoder", "predictor"))
+
+
 def test_a_run_on_clips_resumes_exactly(tmp_path: Path, jepa_run: Run) -> None:
     command = [*TINY_CLIPS, "train.checkpoint_every=3", "train.keep_last=9", "train.watch_every=2"]
+    command += from_files(tmp_path / "files")
     assert jepa_run(*command, f"run_dir={tmp_path / 'whole'}").status == 0
     shutil.copytree(tmp_path / "whole", tmp_path / "stopped")
     shutil.rmtree(tmp_path / "stopped" / "checkpoints" / "step_00000006")
     ran = jepa_run(*command, f"run_dir={tmp_path / 'stopped'}")
     assert ran.status == 0, ran.err
     assert "resumed after step 3" in ran.log
+    assert len(list((tmp_path / "files").rglob("*.mp4"))) == 40
     assert len(losses(tmp_path / "whole")) == 6
     assert numbers(tmp_path / "stopped") == numbers(tmp_path / "whole")
     assert_same_weights(tmp_path / "stopped", tmp_path / "whole")
@@ -61,11 +82,47 @@ def test_a_run_on_clips_resumes_exactly(tmp_path: Path, jepa_run: Run) -> None:
 
 def test_two_processes_train_on_clips_as_one(tmp_path: Path, jepa_run: Run) -> None:
     """With ragged masks in two tasks, and with a regulariser: its weight is that of samples, not of target tokens."""
-    command = [*TINY_CLIPS, *STEPS, "train.accumulate=1"]
+    command = [*TINY_CLIPS, *STEPS, "train.accumulate=1", *from_files(tmp_path / "files")]
     ran = torchrun(*command, f"run_dir={tmp_path / 'two'}")
     assert ran.returncode == 0, ran.stderr
     assert jepa_run(*command, f"run_dir={tmp_path / 'one'}").status == 0
     assert_same_training(tmp_path / "two", tmp_path / "one")
+
+
+def test_bad_files_are_skipped_counted_and_named(tmp_path: Path, jepa_run: Run) -> None:
+    write_files(MovingShapes(10, 32, 8), tmp_path / "films")
+    whole = (tmp_path / "films" / "000000.mp4").read_bytes()
+    (tmp_path / "films" / "short.mp4").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "films" / "text.mp4").write_text("no video")
+    command = [*TINY_FILES, "data=videos", "data.dataset.fps=8", f"data.root={tmp_path / 'films'}"]
+    ran = jepa_run(*command, f"run_dir={tmp_path / 'run'}")
+    assert ran.status == 0, ran.err
+    skipped = [row["skipped"] for row in numbers(tmp_path / "run")]
+    assert skipped == sorted(skipped)
+    assert skipped[-1] == ran.log.count("skipped ") >= 8  # each of both at least once in each of four epochs
+    assert "skipped short.mp4: cut off: " in ran.log
+    assert "skipped text.mp4: cut off, damaged or not a video" in ran.log
+    assert f"{skipped[-1]} samples could not be read (named above)" in ran.out
+
+
+def test_a_run_on_a_mixture_goes_on_where_its_files_were_moved_to(tmp_path: Path, jepa_run: Run) -> None:
+    for seed, name in enumerate(("k710", "ssv2", "howto")):
+        write_files(MovingShapes(3, 32, 8, seed=seed), tmp_path / "films" / name)
+    (tmp_path / "films" / "ssv2" / "text.mp4").write_text("no video")
+
+    def command(films: Path, run_dir: str) -> list[str]:
+        roots = [f"data.dataset.datasets.{name}.root={films / name}" for name in ("k710", "ssv2", "howto")]
+        small = [*TINY_FILES, "data=videomix22m", "train.steps=2", "train.checkpoint_every=1", "train.keep_last=9"]
+        return [*small, *roots, f"run_dir={tmp_path / run_dir}"]
+
+    assert jepa_run(*command(tmp_path / "films", "whole")).status == 0
+    shutil.copytree(tmp_path / "whole", tmp_path / "stopped")
+    shutil.rmtree(tmp_path / "stopped" / "checkpoints" / "step_00000002")
+    ran = jepa_run(*command((tmp_path / "films").rename(tmp_path / "moved"), "stopped"))
+    assert ran.status == 0, ran.err
+    assert "resumed after step 1" in ran.log
+    assert numbers(tmp_path / "stopped") == numbers(tmp_path / "whole")
+    assert_same_weights(tmp_path / "stopped", tmp_path / "whole")
 
 
 def test_pictures_train_the_video_model(tmp_path: Path, jepa_run: Run) -> None:

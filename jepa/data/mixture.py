@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from jepa.data.base import DataError, SampleDataset, fingerprint_of
-from jepa.types import Sample
+from jepa.types import Sample, UnreadableSample
 
 
 class Mixture(SampleDataset):
@@ -17,6 +17,10 @@ class Mixture(SampleDataset):
     What is drawn comes from the global generators, which are seeded for each position of the training stream. So every
     position of every epoch is a new draw, and the same one whatever the workers, processes or restarts; an epoch is as
     many draws as there are samples. `labels` are those that all datasets have, with the same classes.
+
+    What cannot be read is named with its dataset ("k710/b.mp4: ..."), and another sample of the same dataset takes its
+    place. So shares stay as they are, and a dataset of which nothing can be read is an error that names it (`Batches`
+    tries all of it, or 64 samples), not silently replaced by the others.
 
     Args:
         datasets: by name, as in a recipe: `datasets: {k710: {_target_: ...}, ssv2: {_target_: ...}}`.
@@ -41,13 +45,21 @@ class Mixture(SampleDataset):
         return sum(len(dataset) for dataset in self.datasets.values())
 
     def __getitem__(self, i: int) -> Sample:
-        """A drawn sample. Another `i` is another draw, so that one can take the place of an unreadable sample."""
+        """A drawn sample. With the same seeds, i = 0, 1, ... are samples of one dataset, each of them in turn.
+
+        Raises:
+            UnreadableSample: it cannot be used. Its name begins with that of its dataset.
+        """
         if not 0 <= i < len(self):
             raise IndexError(f"draw {i} of {len(self)}")
-        rng = np.random.default_rng([int(torch.randint(2**62, ())), i])
+        rng = np.random.default_rng(int(torch.randint(2**62, ())))
         name = list(self.datasets)[rng.choice(len(self.shares), p=self.shares)]
         dataset = self.datasets[name]
-        sample = dataset[int(rng.integers(len(dataset)))]
+        first = int(rng.integers(len(dataset)))
+        try:
+            sample = dataset[(first + i) % len(dataset)]
+        except UnreadableSample as error:
+            raise UnreadableSample(f"{name}/{error.name}", error.reason) from error
         return Sample(sample.x, {label: sample.labels[label] for label in self.label_names}, f"{name}/{sample.name}")
 
     @property
