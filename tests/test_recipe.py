@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from jepa import build, dry_run
 from jepa import recipe as recipes
+from jepa.assemble import build_schedule
 from jepa.settings import TrainSettings
 from tests.tiny import TINY
 
@@ -85,6 +86,73 @@ def test_dry_run_of_the_flagship() -> None:
     assert table["predictor"].startswith("22,2")
     assert table["steps"] == "187,500 of 2,048 samples"
     assert table["samples"] == "384,000,000"
+
+
+# size of a clip, batch, heads of encoder and predictor, and which of the schedules below
+PUBLISHED_CLIPS = {
+    "vjepa_vitl16": ([16, 224, 224], 3072, 16, 16, "vjepa"),
+    "vjepa_vith16": ([16, 224, 224], 3072, 16, 16, "vjepa"),
+    "vjepa_vith16_384": ([16, 384, 384], 2400, 16, 16, "vjepa"),
+    "vjepa_image": ([2, 224, 224], 2048, 16, 16, "vjepa"),  # of which only the schedules are published
+    "vjepa2_vitl16": ([16, 256, 256], 3072, 16, 12, "vjepa2"),
+    "vjepa2_vith16": ([16, 256, 256], 3072, 16, 12, "vjepa2"),
+    "vjepa2_vitg16": ([16, 256, 256], 3072, 22, 12, "vjepa2"),
+    "vjepa2_vitl16_cooldown": ([64, 256, 256], 3072, 16, 12, "cooldown"),
+    "vjepa2_vith16_cooldown": ([64, 256, 256], 3072, 16, 12, "cooldown"),
+    "vjepa2_vitg16_cooldown": ([64, 256, 256], 3072, 22, 12, "cooldown"),
+    "vjepa2_vitg16_384_cooldown": ([64, 384, 384], 3072, 22, 12, "cooldown"),
+}
+# steps; learning rate, weight decay and momentum of the target at some of them; norm of clipped gradients and from when
+PUBLISHED_SCHEDULES = {
+    "vjepa": (
+        90_000,
+        {1: 2.00035417e-4, 12_000: 6.25e-4, 45_000: 4.73203948e-4, 90_000: 7.50422244e-5},
+        {1: 0.04, 90_000: 0.365623059},
+        {1: 0.998, 90_000: 0.999599982},
+        (10.0, 41 * 300),
+    ),
+    "vjepa2": (
+        240_000,
+        {1: 1.00035417e-4, 12_000: 5.25e-4, 90_000: 5.25e-4, 240_000: 5.25e-4},
+        {1: 0.04, 240_000: 0.04},
+        {1: 0.99925, 240_000: 0.99925},
+        (None, 0),
+    ),
+    "cooldown": (
+        12_000,
+        {1: 5.24965067e-4, 6_000: 3.154e-4, 12_000: 1.058e-4},  # stretched to 125 %
+        {1: 0.04, 12_000: 0.04},
+        {1: 0.99925, 12_000: 0.99925},
+        (None, 0),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", [name for name in recipes.available() if re.match("vjepa2?_(?!tiny)", name)])
+def test_video_recipes_have_the_published_values(name: str) -> None:
+    size, batch, heads, predictor_heads, kind = PUBLISHED_CLIPS[name]
+    steps, lr, weight_decay, momentum, clipping = PUBLISHED_SCHEDULES[kind]
+    stretched = ["optim.lr.total=125 %"] if kind == "cooldown" else []
+    recipe = recipes.load_recipe([f"recipe={name}", "dry_run=true", *stretched])
+    train, optim = recipe["train"], recipe["optim"]
+    assert (recipe["data"]["size"], train["batch_size"], train["steps"]) == (size, batch, steps)
+    assert (recipe["encoder"]["heads"], recipe["predictor"]["heads"]) == (heads, predictor_heads)
+    assert recipe["encoder"]["patch_size"] == [2, 16, 16]
+    dense = tuple(recipe["data"]["dataset"].get(way) for way in ("stride", "fps"))
+    assert dense == ((None, None) if name == "vjepa_image" else (4, None) if kind == "vjepa" else (None, 4))
+    assert (train["clip_norm"], train["clip_after"]) == clipping
+
+    def at(key: str, node: dict[str, Any], wanted: dict[int, float]) -> dict[int, float]:
+        schedule = build_schedule(node, key, steps=steps, batch_size=batch, dataset_size=None)
+        return {step: schedule(step) for step in wanted}
+
+    assert at("optim.lr", optim["lr"], lr) == pytest.approx(lr, rel=1e-8)
+    assert at("optim.weight_decay", optim["weight_decay"], weight_decay) == pytest.approx(weight_decay, rel=1e-7)
+    target = build.build(recipe["target"], "target")
+    assert {step: target.momentum(step, steps) for step in momentum} == pytest.approx(momentum, rel=1e-8)
+    if kind == "cooldown":
+        paper = recipes.load_recipe([f"recipe={name}", "dry_run=true"])["optim"]["lr"]
+        assert at("optim.lr", paper, {12_000: 1e-6})[12_000] == pytest.approx(1e-6)
 
 
 @pytest.mark.parametrize("path", GROUP_FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")

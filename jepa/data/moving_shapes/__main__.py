@@ -8,7 +8,9 @@ Keys:
     split=train    or test; they share no clip
     seed=0
 
-Writes 000000.mp4, ... and labels.csv, which data=videos data.root=OUT_DIR data.dataset.list_file=labels.csv reads.
+Writes 000000.mp4, ... and labels.csv. To read them frame by frame, and not mirrored, since the direction is a label:
+
+    data=videos data.root=OUT_DIR data.dataset.list_file=labels.csv data.dataset.fps=8 data.transform.horizontal_flip=0
 """
 
 from __future__ import annotations
