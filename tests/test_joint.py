@@ -9,8 +9,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import av
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -21,11 +19,7 @@ from jepa import evaluate
 from jepa.build import RecipeError, build_model
 from jepa.convert import ConversionError
 from jepa.convert.export import export
-from jepa.data import BouncingSounds, DataError, Films, JointInputs, LogMel, Normalize, each_modality
-from jepa.data.bouncing_sounds import _Flight
-from jepa.data.bouncing_sounds.__main__ import main as write_bouncing_sounds
-from jepa.data.moving_shapes.files import add_clip
-from jepa.data.tones.files import add_sound
+from jepa.data import JointInputs, LogMel
 from jepa.encoders import JointViT, Patches, ViT
 from jepa.explore import ExploreSettings, explorer
 from jepa.interfaces import Masker
@@ -40,9 +34,8 @@ from jepa.probes.retrieval import joint_embeddings, mapped, recalls
 from jepa.recipe import load_recipe
 from jepa.report.page import ReportSettings, write_report
 from jepa.targets import EMA
-from jepa.types import Indices, JepaBatch, JointGrid, Masks, UnreadableSample, View
+from jepa.types import Indices, JepaBatch, JointGrid, Masks, View
 from tests.conftest import Ran
-from tests.films import numbers, picture
 from tests.test_distributed import STEPS, assert_same_training, torchrun
 from tests.test_report import section
 from tests.tiny import losses, weights
@@ -292,103 +285,6 @@ def test_maskers_refuse_what_they_cannot_do(make: Callable[[], object], message:
         make()
 
 
-def test_bouncing_sounds_are_a_function_of_seed_and_index() -> None:
-    data = BouncingSounds(30)
-    first, again = data[7], BouncingSounds(30)[7]
-    assert first.x["clip"].equal(again.x["clip"])
-    assert first.x["sound"].equal(again.x["sound"])
-    assert first.x["clip"].shape == (3, 16, 48, 48)
-    assert first.x["sound"].shape == (1, 32_000)
-    assert not BouncingSounds(30, split="test")[7].x["clip"].equal(first.x["clip"])
-    assert not BouncingSounds(30, seed=1)[7].x["sound"].equal(first.x["sound"])
-    assert min(sample.labels["hits"] for sample in (data[i] for i in range(30))) >= 1
-    for wrong in ({"frames": 2}, {"split": "both"}, {"size": 4}):
-        with pytest.raises(DataError, match="need count"):
-            BouncingSounds(**wrong)
-    with pytest.raises(IndexError):
-        data[30]
-
-
-def test_what_is_heard_is_what_is_seen() -> None:
-    """Strokes come when the object turns back, and low ones from large objects."""
-    data = BouncingSounds(60)
-    times = np.arange(0, 16, 1e-3)
-    pitches, sizes = [], []
-    for i in range(60):
-        flight, sample = _Flight.drawn(data, i), data[i]
-        path = (flight.start + times[:, None] * flight.velocity) % (2 * flight.room)
-        path = np.minimum(path, 2 * flight.room - path)  # as it is drawn
-        turns = np.sort(np.concatenate([1 + (np.diff(np.sign(np.diff(axis))) != 0).nonzero()[0] for axis in path.T]))
-        np.testing.assert_allclose(times[turns], [hit for hit in flight.hits if 0.002 < hit < 15.998], atol=0.002)
-        assert sample.labels["hits"] == len(flight.hits)
-        energy = sample.x["sound"][0].unfold(0, 160, 160).square().mean(1)  # 10 ms
-        loud = int((energy > 0.02 * energy.max()).nonzero()[0])
-        assert abs(0.01 * loud - flight.hits[0] / 8) < 0.03
-        pitches.append(int(torch.fft.rfft(sample.x["sound"][0]).abs()[150:].argmax()))
-        sizes.append(sample.labels["size"])
-    correlation = torch.corrcoef(torch.stack((torch.tensor(sizes), torch.tensor(pitches).float().log())))
-    assert correlation[0, 1] < -0.7
-
-
-def test_films_of_bouncing_sounds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert write_bouncing_sounds([str(tmp_path / "films"), "count=3"]) == 0
-    drawn = BouncingSounds(3)
-    films = Films(tmp_path / "films", 16, 16_000, fps=8, random=False, list_file="labels.csv")
-    for i in range(3):
-        read, made = films[i], drawn[i]
-        assert (read.x["clip"].float() - made.x["clip"].float()).abs().mean() < 12
-        sound = torch.cat((read.x["sound"], made.x["sound"]))
-        assert torch.corrcoef(sound)[0, 1] > 0.98
-        assert read.labels["hits"] == made.labels["hits"]
-    assert write_bouncing_sounds([str(tmp_path / "x"), "size=25"]) == 1
-    assert "even height" in capsys.readouterr().err
-    once = BouncingSounds(3, files=tmp_path / "cache")
-    assert once[1].x["clip"].equal(films[1].x["clip"])
-    assert once.fingerprint != drawn.fingerprint
-
-
-def test_the_sound_is_that_of_the_clip(tmp_path: Path) -> None:
-    """Frames carry their number, the sound is noise: where the crop lies in it is found by correlation."""
-    rate, fps, count = 16_000, 20, 120
-    noise = torch.from_numpy(np.random.default_rng(0).uniform(-0.5, 0.5, (1, rate * count // fps)).astype(np.float32))
-    clip = torch.from_numpy(np.stack([picture(number, (32, 64)) for number in range(count)])).permute(3, 0, 1, 2)
-    with av.open(tmp_path / "a.mp4", "w") as container:
-        for packets in (add_clip(container, clip, fps), add_sound(container, noise, rate, "aac")):
-            for packet in packets:
-                container.mux(packet)
-    films = Films(tmp_path, 8, rate, duration=0.8, clips=3, random=False)
-    assert len(films) == 3
-    for i in range(3):
-        x = films[i].x
-        assert x["sound"].shape == (1, 12_800)
-        begins = numbers(x["clip"].numpy())[0] / fps
-        spectrum = torch.fft.rfft(noise[0]) * torch.fft.rfft(x["sound"][0], noise.shape[1]).conj()
-        found = int(torch.fft.irfft(spectrum, noise.shape[1]).argmax())
-        assert abs(found - begins * rate) <= 2
-    silent = tmp_path / "silent"
-    silent.mkdir()
-    with av.open(silent / "b.mp4", "w") as container:
-        for packet in add_clip(container, clip[:, :20], fps):
-            container.mux(packet)
-    with pytest.raises(UnreadableSample, match="no sound"):
-        Films(silent, 8, rate, fps=10)[0]
-    with pytest.raises(DataError, match="give fps or duration"):
-        Films(tmp_path, 8, rate)
-
-
-def test_each_modality_has_its_own_transform() -> None:
-    x = inputs()
-    changed = each_modality({"clip": lambda clip: clip + 1})(x)
-    assert changed["clip"].equal(x["clip"] + 1)
-    assert changed["sound"] is x["sound"]
-    both = JointInputs({"clip": Normalize([0.5] * 3, [0.2] * 3), "sound": LogMel(rate=4000, size=(8, 8), hop=0.01)})
-    raw = {"clip": torch.zeros(2, 3, 4, 8, 8, dtype=torch.uint8), "sound": torch.randn(2, 1, 320)}
-    made = both(JepaBatch(View(raw), [])).target.x
-    assert made["clip"].unique().tolist() == [-2.5]
-    assert made["sound"].shape == (2, 1, 8, 8)
-    assert both.raw_shape({"clip": (3, 4, 8, 8), "sound": (1, 8, 8)}) == {"clip": (3, 4, 8, 8), "sound": (1, 320)}
-
-
 def test_recalls() -> None:
     torch.manual_seed(0)
     a = torch.randn(200, 16)
@@ -554,6 +450,10 @@ def test_two_processes_train_on_clips_and_sound_as_one(tmp_path: Path, jepa_run:
         ),
         ("masker.tasks.from_clip.see=[clip,smell]", "tasks.from_clip sees ['clip', 'smell']"),
         ("data.size.clip=[2,24,24]", "need count >= 1"),
+        (
+            "data.transform={_target_: jepa.data.keep_modalities, names: [clp, sound]}",
+            "data.transform or data.eval_transform names 'clp', the samples have clip, sound",
+        ),
     ],
 )
 def test_clear_errors(change: str, message: str, tmp_path: Path, jepa_run: Run) -> None:

@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from math import ceil
 from pathlib import Path
 
+import av
 import torch
+from av.stream import Disposition
 from torch import Tensor
 
 from jepa.data.base import DataError, fingerprint_of
 from jepa.data.clips import read_timed_clip
+from jepa.data.container import opened
 from jepa.data.sampling import Sampling, Short
 from jepa.data.sound import Excerpt, read_sound
 from jepa.data.videos import EXTENSIONS, Videos
 from jepa.types import Sample
 
+LONGER = 1.0  # seconds: a file that says to be so much longer than a clip is not read to its end to know that
+
 
 class Films(Videos):
     """Clips of videos as in `Videos`, with the sound from the first frame of the clip to where the next would begin.
 
-    Videos without sound are unreadable. Where the sound ends earlier than the clip, silence follows.
+    Videos without sound are unreadable, as are those of which no sound falls into the clip. Where the sound begins
+    later than the clip, or ends earlier, there is silence.
 
     Args:
-        root, frames, clips, random, short, extensions, list_file, min_side: as in `Videos`.
+        root, frames, clips, random, extensions, list_file, min_side: as in `Videos`.
+        short: as in `Videos`, by the length of the picture. Where it starts again, so does the sound.
         rate: samples of the sound per second.
         fps: frames per second of the clip, whatever those of the video; or
         duration: seconds of the clip.
@@ -93,4 +102,24 @@ def read_film(
         UnreadableSample: see `read_clip` and `read_sound`.
     """
     clip, begins = read_timed_clip(path, name, sampling, place, min_side=min_side)
-    return {"clip": clip, "sound": read_sound(path, name, excerpt, begins=begins)}
+    period = _period(path, name, sampling) if sampling.short == "loop" else None
+    if period is None:
+        return {"clip": clip, "sound": read_sound(path, name, excerpt, begins=begins)}
+    once = read_sound(path, name, replace(excerpt, samples=ceil(period * excerpt.rate)), begins=begins)
+    again = torch.arange(excerpt.samples, dtype=torch.float64) % (period * excerpt.rate)
+    return {"clip": clip, "sound": once[:, again.long()]}
+
+
+def _period(path: Path, name: str, sampling: Sampling) -> float | None:
+    """Seconds of a picture that is shorter than a clip and so starts again; None of a longer one."""
+    with opened(path, name, "video") as (container, _):
+        stream = next(s for s in container.streams.video if not s.disposition & Disposition.attached_pic)
+        tick, interval = float(stream.time_base or 0), 1 / float(stream.average_rate or stream.guessed_rate or 1)
+        reach = (sampling.frames - 1) * sampling.step(interval)
+        stated = stream.duration * tick if stream.duration else (container.duration or 0) / av.time_base
+        if stated > reach + LONGER:
+            return None
+        packets = (packet for packet in container.demux(stream) if packet.size and not packet.is_discard)
+        times = [(packet.dts if packet.pts is None else packet.pts) or 0 for packet in packets]
+    length = (max(times) - min(times)) * tick + interval
+    return length if length - reach < interval / 2 else None

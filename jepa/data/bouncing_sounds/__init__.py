@@ -25,6 +25,8 @@ SIZE = (0.25, 0.45)  # diameter of the object as a share of the picture's shorte
 OTHER_SIZE = (0.10, 0.20)
 SPEED = (0.04, 0.12)  # shares of the shorter side per frame
 MOST_OTHERS = 2
+HEARD = 0.05  # seconds from the first hit to the end of the sound, at least
+SHORTEST = 0.2  # seconds of a clip
 LOUDNESS = (-20.0, -3.0)  # decibels of full scale of the largest sample
 HISS = (-50.0, -30.0)  # of the noise, below the largest sample
 
@@ -69,13 +71,15 @@ class BouncingSounds(SampleDataset):
             or min(self.size) < 16
             or frames < 8  # fewer may not be enough to reach a wall
             or fps < 1
+            or frames / fps < SHORTEST
             or rate < 4000
             or seed < 0
             or split not in ("train", "test")
         ):
             raise DataError(
-                f"need count >= 1, size >= 16, frames >= 8, fps >= 1, rate >= 4000, seed >= 0 and split train or test; "
-                f"got count {count}, size {size}, frames {frames}, fps {fps}, rate {rate}, seed {seed}, split {split!r}"
+                f"need count >= 1, size >= 16, frames >= 8, fps >= 1, frames / fps >= {SHORTEST}, rate >= 4000, "
+                f"seed >= 0 and split train or test; got count {count}, size {size}, frames {frames}, fps {fps}, "
+                f"rate {rate}, seed {seed}, split {split!r}"
             )
         self.count, self.frames, self.fps, self.rate, self.seed, self.split = count, frames, fps, rate, seed, split
         self.canvas = Canvas(self.size)
@@ -137,7 +141,7 @@ class _Flight:
         shape, colour = int(rng.integers(len(SHAPES))), int(rng.integers(len(COLOURS)))
         room = np.array(data.size[::-1]) - share * side
         hits: list[float] = []
-        while not hits:
+        while not hits or hits[0] > data.frames - HEARD * data.fps:
             start, angle = rng.random(2) * room, TURN * rng.random()
             velocity = side * rng.uniform(*SPEED) * np.array([np.cos(angle), np.sin(angle)])
             hits = _hits(start, velocity, room, data.frames)

@@ -9,12 +9,14 @@ from pathlib import Path
 import av
 from torch import Tensor
 
-from jepa.data.base import SampleDataset
+from jepa.data.base import DataError, SampleDataset
 from jepa.data.moving_shapes.files import MP4, add_clip, check_clip
 from jepa.data.rendered import write_labelled
 from jepa.data.tones.files import add_sound
 
 __all__ = ["MP4", "write_files"]
+
+AAC_RATES = (7350, 8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
 
 
 def write_files(dataset: SampleDataset, folder: Path, fps: int, rate: int) -> Path:
@@ -32,6 +34,8 @@ def write_files(dataset: SampleDataset, folder: Path, fps: int, rate: int) -> Pa
     Raises:
         DataError: a size or rate that the files cannot have.
     """
+    if rate not in AAC_RATES:
+        raise DataError(f"AAC needs a rate of {', '.join(map(str, AAC_RATES))}; got {rate}")
     check_clip(dataset[0].x["clip"].shape[2:], fps)
     return write_labelled(dataset, folder, MP4, partial(_encode, fps=fps, rate=rate))
 
