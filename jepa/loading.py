@@ -140,7 +140,8 @@ class Pretrained(ModelHubMixin):
 
         Args:
             x: (B, C, *size), uint8 (normalised here with the run's statistics) or float (taken as normalised); of an
-                encoder that joins modalities, any of them by name.
+                encoder that joins modalities, any of them by name. A model of clips takes pictures (B, C, H, W) too:
+                they stand still for as many frames as it was trained on, as V-JEPA's evaluation has it.
             layers: blocks whose output is used, -1 the last; each passes the final LayerNorm, and they are
                 concatenated. (-4, -3, -2, -1) with mean pooling is the I-JEPA paper's second linear probe.
             pool: "mean" over all tokens, or "none".
@@ -164,12 +165,20 @@ class Pretrained(ModelHubMixin):
         device = next(encoder.parameters()).device
         out = []
         for start in range(0, count, batch_size):
-            view = View(self.normalize(each(x, partial(_piece, start=start, size=batch_size, device=device))))
+            piece = each(x, partial(_piece, start=start, size=batch_size, device=device))
+            view = View(self.normalize(each(piece, self._standing)))
             tokens = encoder.features(view, layers)
             dense = torch.cat([t.dense().float() for t in tokens], dim=-1)
             grid = tokens[0].index.grid
             out.append((dense.mean(1) if pool == "mean" else dense.unflatten(1, grid)).cpu())
         return torch.cat(out)
+
+    def _standing(self, x: Tensor) -> Tensor:
+        """Pictures (B, C, H, W) as clips of the length that the model was trained on; what else it takes as it is."""
+        size = self.recipe["data"]["size"]
+        if x.ndim == 4 and isinstance(size, Sequence) and len(size) == 3:
+            return x[:, :, None].expand(-1, -1, size[0], -1, -1)
+        return x
 
 
 def _piece(x: Tensor, *, start: int, size: int, device: torch.device) -> Tensor:

@@ -140,6 +140,12 @@ def test_pictures_train_the_video_model(tmp_path: Path, jepa_run: Run) -> None:
     ran = jepa_run(*arguments)
     assert ran.status == 0, ran.err
     assert len(losses(tmp_path / "run")) == 2
+    model, pictures = loading.load(tmp_path / "run"), torch.randint(0, 256, (2, 3, 40, 32), dtype=torch.uint8)
+    standing = model.features(pictures[:, :, None].repeat(1, 1, 2, 1, 1), pool="none")
+    assert standing.shape == (2, 1, 5, 4, 32)
+    assert model.features(pictures, pool="none").equal(standing)
+    with pytest.raises(ValueError, match=r"input size \(1, 40, 32\) cannot be cut into patches of \(2, 8, 8\)"):
+        model.features(pictures[:, :, None])
 
 
 def test_stills_are_pictures_that_do_not_move() -> None:
