@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+from collections.abc import Sequence
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -21,7 +22,7 @@ from jepa.explore import ExploreSettings, explorer
 from jepa.probes.attentive_fit import AttentiveSettings, attentive_probe, fit_attentive
 from jepa.probes.base import Labelled
 from jepa.probes.features import InOrder, extract, recordings
-from jepa.probes.finetune import FinetuneSettings, finetune
+from jepa.probes.finetune import FinetuneSettings, batches, finetune
 from jepa.probes.linear import LinearSettings, linear_probe
 from jepa.probing import rows
 from jepa.report.__main__ import main as report
@@ -134,16 +135,19 @@ def test_segments_and_views_of_real_files(
 
 
 class Levels:
-    """Three recordings of two clips, of one number each; the second recording cannot be read to its end."""
+    """Three recordings of two clips, of one number each; of one recording nothing can be read, or one clip."""
 
     clips = 2
+
+    def __init__(self, lost: Sequence[int] = (2, 3)) -> None:
+        self.lost = lost
 
     def __len__(self) -> int:
         return 6
 
     def __getitem__(self, i: int) -> Sample:
-        if i == 3:
-            raise UnreadableSample("film 1#1", "made so")
+        if i in self.lost:
+            raise UnreadableSample(f"film {i // 2}#{i % 2}", "made so")
         x = torch.full((1, 2, 4, 8), float(i))
         return Sample(x + torch.arange(8.0) / 8, {"of": i // 2}, f"film {i // 2}#{i % 2}")
 
@@ -168,6 +172,24 @@ def test_clips_of_a_recording_become_one_sample_and_views_stay_apart() -> None:
     assert recordings(dataset) == 3
     assert extract(dataset, None, columns, indices=[2]).names == ["film 2"]
     assert InOrder(dataset, side_crops(4, views=3), [0]).inputs == 6
+
+
+@pytest.mark.parametrize("lost", [2, 3])
+def test_what_is_readable_of_a_recording_is_averaged(lost: int, caplog: pytest.LogCaptureFixture) -> None:
+    held = 5 - lost
+    found = extract(Levels((lost,)), side_crops(4, views=3), columns, batch_size=12)
+    assert found.names == ["film 0", "film 1", "film 2"]
+    assert f"skipped film 1#{lost - 2}: made so" in caplog.text
+    view = torch.tensor([1.5, 3.5, 5.5]) / 8
+    assert torch.allclose(found.x["tokens"][1, ..., 0], held + view[:, None].expand(3, 4))
+    assert torch.allclose(found.x["last"][1, 0], held + view.mean())
+    assert torch.allclose(found.x["last"][2, 0], 4.5 + view.mean())
+    items = InOrder(Levels((lost,)), side_crops(4, views=3), range(3))
+    x, y, counts = next(batches(items, "of", 3, 0))
+    assert counts == [6, 3, 6]
+    assert y.tolist() == [0, 1, 2]
+    assert x.shape == (15, 1, 2, 4, 4)
+    assert x[6:9].floor().unique().tolist() == [held]
 
 
 def test_names_are_those_of_the_videos(tmp_path: Path) -> None:

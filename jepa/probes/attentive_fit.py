@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
-from math import ceil, log, nan
+from math import ceil, isfinite, log, nan
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from jepa.probes.attentive import AttentiveClassifier
 from jepa.probes.base import Labelled, Score, accuracy, best_setting, check_features, check_widths, class_codes
-from jepa.probes.splits import held_out_split
+from jepa.probes.multilabel import check_several, mean_average_precision, scored_map
+from jepa.probes.splits import held_out_split, random_split
 from jepa.schedules import Cosine
 from jepa.seeding import Stream, generator, isolated
 
@@ -72,22 +73,24 @@ class AttentiveSettings:
 
 @dataclass(frozen=True, eq=False)
 class AttentiveProbe:
-    """A trained head and the labels (K,) of its outputs."""
+    """A trained head and the labels (K,) of its outputs; `several`: whether a sample may have any number of them."""
 
     classes: Tensor
     head: AttentiveClassifier
+    several: bool = False
 
     def log_probabilities(self, x: Tensor) -> Tensor:
         """(n, K) of tokens `x` (n, L, D); of several views (n, V, L, D) the logarithm of their mean probability."""
         logits = self.head(x.to(self.head.linear.weight).flatten(0, -3))
-        of_views = logits.log_softmax(1).unflatten(0, (len(x), -1))
+        of_views = (F.logsigmoid(logits) if self.several else logits.log_softmax(1)).unflatten(0, (len(x), -1))
         return of_views.logsumexp(1) - log(of_views.shape[1])
 
     @torch.no_grad()
     def predict(self, x: Tensor, batch_size: int = 256) -> Tensor:
-        """Classes (n,) of tokens `x` (n, L, D) or (n, V, L, D)."""
+        """Of tokens `x` (n, L, D) or (n, V, L, D) the class (n,), or the probability of each of several (n, K)."""
         check_features(x)
-        return torch.cat([self.classes[self.log_probabilities(part).argmax(1)] for part in x.split(batch_size)])
+        known = torch.cat([self.log_probabilities(part) for part in x.split(batch_size)])
+        return known.exp() if self.several else self.classes[known.argmax(1)]
 
 
 def _optimizer(heads: list[AttentiveClassifier], decay_all: bool) -> torch.optim.AdamW:
@@ -119,7 +122,7 @@ def _train(
     device: torch.device,
 ) -> list[AttentiveProbe]:
     """One probe for each (learning rate, weight decay) of `grid`: equal starts, equal batches. Every view counts."""
-    classes, codes = class_codes(data.y)
+    classes, codes = _targets(data.y)
     heads = []
     for _ in grid:
         with isolated(seed, Stream.PROBE, _INIT):
@@ -141,19 +144,37 @@ def _train(
             group["lr"] = Cosine(lr, 0.0, total)(step)
             group["weight_decay"] = Cosine(decay, final, total)(step) if group["decay"] else 0.0
         x = data.x[rows.to(data.x.device)].to(device, torch.float32).flatten(0, -3)  # views are samples
-        target = codes[rows.to(codes.device)].to(device).repeat_interleave(len(x) // len(rows))
+        target = codes[rows.to(codes.device)].to(device).repeat_interleave(len(x) // len(rows), dim=0)
         optimizer.zero_grad()
         for head in heads:
-            F.cross_entropy(head(x), target).backward()
+            _loss(head(x), target).backward()
             if settings.clip is not None:
                 nn.utils.clip_grad_norm_(head.parameters(), settings.clip)
         optimizer.step()
-    return [AttentiveProbe(classes.to(device), head) for head in heads]
+    return [AttentiveProbe(classes.to(device), head, codes.ndim == 2) for head in heads]
+
+
+def _targets(y: Tensor) -> tuple[Tensor, Tensor]:
+    """Labels (K,) of a head's outputs, and what it learns: codes (N,), or zeros and ones (N, K) of several classes."""
+    if y.ndim != 2:
+        return class_codes(y)
+    check_several(y)
+    return torch.arange(y.shape[1]), y.float()
+
+
+def _loss(logits: Tensor, target: Tensor) -> Tensor:
+    if target.ndim == 2:
+        return F.binary_cross_entropy_with_logits(logits, target)
+    return F.cross_entropy(logits, target)
 
 
 @torch.no_grad()
 def _validate(probe: AttentiveProbe, held: Labelled, batch_size: int) -> tuple[float, float]:
-    """Accuracy and cross-entropy on held-out samples, all of known classes."""
+    """Accuracy, or mean average precision, and cross-entropy on held-out samples, all of known classes."""
+    if probe.several:
+        shares, truth = probe.predict(held.x, batch_size).cpu(), held.y.float().cpu()
+        worth = mean_average_precision(shares, truth)
+        return worth if isfinite(worth) else 0.0, float(F.binary_cross_entropy(shares, truth))
     correct = loss = 0.0
     for x, y in zip(held.x.split(batch_size), held.y.split(batch_size), strict=True):
         known = probe.log_probabilities(x)
@@ -168,13 +189,13 @@ def fit_attentive(
 ) -> tuple[AttentiveProbe, dict[str, float]]:
     """The best probe of the grid, and what it was chosen by.
 
-    The choice: the highest accuracy on held-out training samples; of equals, the lowest cross-entropy there. (V-JEPA 2
-    reports the maximum over heads on the test set itself.) Where no class has two samples nothing can be held out, and
-    the middle of each list is taken.
+    The choice: the highest accuracy on held-out training samples, of several classes at once the highest mean average
+    precision; of equals, the lowest cross-entropy there. (V-JEPA 2 reports the maximum over heads on the test set
+    itself.) Where no class has two samples nothing can be held out, and the middle of each list is taken.
 
     Args:
         train: tokens (N, L, D) or (N, V, L, D), on any device and in any floating dtype; batches are moved to `device`
-            in float32.
+            in float32. Labels are classes (N,), or zeros and ones (N, K).
         settings: how to train.
         seed: of the split, the order of the samples and the start of the weights.
         device: where the heads are trained; by default where the features are.
@@ -184,10 +205,13 @@ def fit_attentive(
     """
     if train.x.ndim < 3:
         raise ValueError(f"an attentive probe takes tokens (N, L, D) or (N, V, L, D), got {tuple(train.x.shape)}")
-    class_codes(train.y)
+    _targets(train.y)
     place = torch.device(device) if device is not None else train.x.device
     grid = list(product(settings.lrs, settings.weight_decays))
-    rows, held_rows = held_out_split(train.y, settings.held_out, seed)
+    if train.y.ndim == 2:
+        rows, held_rows = random_split(len(train), settings.held_out, seed)
+    else:
+        rows, held_rows = held_out_split(train.y, settings.held_out, seed)
     probes: list[AttentiveProbe] = []
     if len(held_rows):
         held = train.take(held_rows)
@@ -211,13 +235,17 @@ def attentive_probe(
     seed: int = 0,
     device: torch.device | str | None = None,
 ) -> Score:
-    """Accuracy on `test` of the probe that `fit_attentive` chooses on `train`.
+    """Accuracy on `test` of the probe that `fit_attentive` chooses on `train`; of several classes at once, mean average
+    precision, as "map".
 
     Raises:
-        ValueError: unusable features or labels, one class, or features of another shape.
+        ValueError: unusable features or labels, one class, test samples of no class, or features of another shape.
     """
     check_widths(train, test)
     probe, chosen = fit_attentive(train, settings, seed=seed, device=device)
     predictions = probe.predict(test.x, settings.batch_size)
     validation = chosen.pop("validation")
+    if probe.several:
+        score = scored_map(predictions.cpu(), test.y.cpu())
+        return Score("map", score, validation, chosen, predictions, {})
     return Score("accuracy", accuracy(predictions, test.y), validation, chosen, predictions, {})

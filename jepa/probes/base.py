@@ -16,7 +16,7 @@ class Labelled:
 
     Attributes:
         x: (N, D) features; for the attentive probe (N, L, D) tokens, or (N, V, L, D) those of V views.
-        y: (N,) integer classes, or (N, T) numbers for regression.
+        y: (N,) integer classes; (N, T) numbers for regression, or zeros and ones of several classes at once.
 
     Raises:
         ValueError: the lengths differ, there is no sample, or a feature is NaN or infinite.

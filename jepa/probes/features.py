@@ -52,8 +52,19 @@ class Features:
         )
 
 
-class InOrder(Dataset[Sample | str]):
-    """Transformed recordings in the dataset's order, x (views, clips, C, *size); an unreadable one is its own reason.
+@dataclass(frozen=True, eq=False)
+class Recording(Sample):
+    """What could be read of a recording: x (views, clips, C, *size).
+
+    Attributes:
+        lost: why other clips of it could not be, as "name: reason".
+    """
+
+    lost: tuple[str, ...] = ()
+
+
+class InOrder(Dataset[Recording | str]):
+    """Transformed recordings in the dataset's order; one of which nothing can be read is its own reason.
 
     Most datasets have one clip of each recording. A transform that makes several views of each, in front of its other
     axes, says how many as its attribute `views`.
@@ -64,7 +75,7 @@ class InOrder(Dataset[Sample | str]):
         indices: of the recordings.
 
     Attributes:
-        views, clips: of each recording.
+        views, clips: of each recording, if all can be read.
     """
 
     def __init__(self, dataset: Any, transform: Transform | None, indices: Sequence[int]) -> None:
@@ -80,16 +91,22 @@ class InOrder(Dataset[Sample | str]):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, i: int) -> Sample | str:
+    def __getitem__(self, i: int) -> Recording | str:
         first = self.indices[i] * self.clips
-        try:
-            found = [self.dataset[first + clip] for clip in range(self.clips)]
-        except UnreadableSample as error:
-            return str(error)
-        changed = [self.transform(sample.x) if self.transform else sample.x for sample in found]
+        found: dict[int, Sample] = {}
+        lost: list[str] = []
+        for clip in range(self.clips):
+            try:
+                found[clip] = self.dataset[first + clip]
+            except UnreadableSample as error:
+                lost.append(str(error))
+        if not found:
+            return "; ".join(dict.fromkeys(lost))
+        changed = [self.transform(sample.x) if self.transform else sample.x for sample in found.values()]
         x = stacked([each(x, lambda part: part if self.views else part[None]) for x in changed], dim=1)
-        name = found[0].name.removesuffix("#0") if self.clips > 1 else found[0].name
-        return Sample(x, found[0].labels, name)
+        clip, sample = next(iter(found.items()))
+        name = sample.name.removesuffix(f"#{clip}") if self.clips > 1 else sample.name
+        return Recording(x, sample.labels, name, tuple(lost))
 
 
 def recordings(dataset: Any) -> int:
@@ -97,7 +114,7 @@ def recordings(dataset: Any) -> int:
     return len(dataset) // getattr(dataset, "clips", 1)
 
 
-def keep(samples: list[Sample | str]) -> list[Sample | str]:
+def keep(samples: list[Recording | str]) -> list[Recording | str]:
     """Collate nothing."""
     return samples
 
@@ -115,8 +132,8 @@ def extract(
 ) -> Features:
     """Features of every readable recording: of a dataset with one clip of each, of every sample.
 
-    Embeddings (N, D) are means over all clips and views. Tokens are those of all clips, one after the other: (N, L, D),
-    or (N, V, L, D) of V views.
+    Embeddings (N, D) are means over all views and readable clips. Tokens are those of all clips, one after the other:
+    (N, L, D), or (N, V, L, D) of V views; where some cannot be read, those that can follow again in their place.
 
     Args:
         dataset: raw samples.
@@ -135,15 +152,15 @@ def extract(
     at_once = max(1, batch_size // items.inputs)
     loader = DataLoader(items, batch_size=at_once, num_workers=workers, collate_fn=keep)
     parts: list[dict[str, Tensor]] = []
-    read: list[Sample] = []
+    read: list[Recording] = []
     for found in tqdm(loader, desc=title, unit="batch", leave=False, dynamic_ncols=True, disable=None):
-        samples = [sample for sample in found if isinstance(sample, Sample)]
-        for reason in found:
-            if isinstance(reason, str):
+        samples = [sample for sample in found if isinstance(sample, Recording)]
+        for unread in found:
+            for reason in unread.lost if isinstance(unread, Recording) else (unread,):
                 log.warning("skipped %s", reason)
         if samples:
-            parts.append(whole(encode, stacked([sample.x for sample in samples])))
-            read += [Sample(torch.empty(0), own(sample.labels), sample.name) for sample in samples]
+            parts.append(whole(encode, [sample.x for sample in samples], items.clips))
+            read += [Recording(torch.empty(0), own(sample.labels), sample.name) for sample in samples]
     if not read:
         raise ValueError(f"none of {len(items)} samples could be read")
     return Features(
@@ -160,13 +177,30 @@ def stacked(inputs: Sequence[Any], dim: int = 0) -> Input:
     return torch.stack(list(inputs), dim)
 
 
-def whole(encode: Callable[[Input], dict[str, Tensor]], x: Input) -> dict[str, Tensor]:
-    """Features of recordings (B, views, clips, C, *size), as `extract` says."""
+def flat(recordings: Sequence[Any]) -> tuple[Input, list[int]]:
+    """Inputs (views, clips, C, *size) of recordings as one batch (B, C, *size), and how many each has."""
+    inputs = [each(x, lambda part: part.flatten(0, 1)) for x in recordings]
+    joined = (
+        {name: torch.cat([x[name] for x in inputs]) for name in inputs[0]}
+        if isinstance(inputs[0], Mapping)
+        else torch.cat(inputs)
+    )
+    return joined, [len(any_part(x)) for x in inputs]
+
+
+def whole(encode: Callable[[Input], dict[str, Tensor]], recordings: Sequence[Any], clips: int) -> dict[str, Tensor]:
+    """Features of recordings (views, clips, C, *size) that have so many clips where all can be read, as `extract`
+    says."""
     found = {}
-    shape = any_part(x).shape[:3]
-    for kind, features in encode(each(x, lambda part: part.flatten(0, 2))).items():
-        apart = features.float().cpu().unflatten(0, shape)
-        found[kind] = apart.mean((1, 2)) if apart.ndim == 4 else apart.flatten(2, 3).squeeze(1)
+    x, counts = flat(recordings)
+    views = len(any_part(recordings[0]))
+    for kind, features in encode(x).items():
+        apart = [part.unflatten(0, (views, -1)) for part in features.float().cpu().split(counts)]
+        if features.ndim == 2:
+            found[kind] = torch.stack([part.mean((0, 1)) for part in apart])
+        else:
+            again = [part[:, torch.arange(clips) % part.shape[1]] for part in apart]
+            found[kind] = torch.stack(again).flatten(2, 3).squeeze(1)
     return found
 
 

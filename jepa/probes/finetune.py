@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from jepa.interfaces import Encoder
-from jepa.probes.features import InOrder, keep, stacked
+from jepa.probes.features import InOrder, Recording, flat, keep
 from jepa.seeding import Stream, key
-from jepa.types import Input, Sample, View, each
+from jepa.types import Input, View, each
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def finetune(
     device = next(encoder.parameters()).device
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key(seed, Stream.PROBE, 200))
-        targets = [y for _, labels in batches(train, label, at_once, workers) for y in labels.tolist()]
+        targets = [y for _, labels, _ in batches(train, label, at_once, workers) for y in labels.tolist()]
         if len(set(targets)) < 2:
             raise ValueError(f"label {label!r} has {len(set(targets))} classes in the training samples: need two")
         model = Classifier(copy.deepcopy(encoder).requires_grad_(True), max(targets) + 1).to(device).train()
@@ -119,12 +119,12 @@ def finetune(
         steps = settings.epochs * -(-len(train) // at_once)
         with tqdm(total=steps, desc="fine-tuning", unit="step", leave=False, disable=None) as bar:
             for epoch in range(settings.epochs):
-                for x, y in batches(train, label, at_once, workers, shuffle=key(seed, Stream.PROBE, epoch)):
+                for x, y, counts in batches(train, label, at_once, workers, shuffle=key(seed, Stream.PROBE, epoch)):
                     step = int(bar.n)
                     for group in optimizer.param_groups:
                         group["lr"] = settings.lr * group["scale"] * rise_and_fall(step, steps, settings.warmup)
-                    logits = model(normalize(each(x, lambda part: part.flatten(0, 2).to(device))))
-                    loss = F.cross_entropy(logits, y.to(device).repeat_interleave(len(logits) // len(y)))
+                    logits = model(normalize(each(x, lambda part: part.to(device))))
+                    loss = F.cross_entropy(logits, y.repeat_interleave(torch.tensor(counts)).to(device))
                     optimizer.zero_grad()
                     loss.backward()
                     torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
@@ -133,10 +133,10 @@ def finetune(
     model.eval()
     right = total = 0
     with torch.inference_mode():
-        for x, y in batches(test, label, at_once, workers):
-            logits = model(normalize(each(x, lambda part: part.flatten(0, 2).to(device))))
-            probabilities = logits.softmax(1).unflatten(0, (len(y), -1))
-            right += int((probabilities.mean(1).argmax(1).cpu() == y).sum())
+        for x, y, counts in batches(test, label, at_once, workers):
+            logits = model(normalize(each(x, lambda part: part.to(device))))
+            probabilities = torch.stack([own.mean(0) for own in logits.softmax(1).split(counts)])
+            right += int((probabilities.argmax(1).cpu() == y).sum())
             total += len(y)
     if not total:
         raise ValueError("none of the test samples could be read")
@@ -153,16 +153,15 @@ def rise_and_fall(step: int, steps: int, warmup: float) -> float:
 
 def batches(
     items: InOrder, label: str, batch_size: int, workers: int, shuffle: int | None = None
-) -> Iterator[tuple[Input, Tensor]]:
-    """(x (B, views, clips, C, *size), y (B,)) of the readable samples; in an order of the seed `shuffle`, if given."""
+) -> Iterator[tuple[Input, Tensor, list[int]]]:
+    """Inputs of the readable samples as one batch, y (B,) of the samples, and how many inputs each has; in an order of
+    the seed `shuffle`, if given."""
     order = None if shuffle is None else torch.Generator().manual_seed(shuffle)
     loader = DataLoader(
         items, batch_size, shuffle=order is not None, generator=order, num_workers=workers, collate_fn=keep
     )
     for found in loader:
-        samples = [sample for sample in found if isinstance(sample, Sample)]
+        samples = [sample for sample in found if isinstance(sample, Recording)]
         if samples:
-            yield (
-                stacked([sample.x for sample in samples]),
-                torch.stack([torch.as_tensor(sample.labels[label]) for sample in samples]).long(),
-            )
+            x, counts = flat([sample.x for sample in samples])
+            yield x, torch.stack([torch.as_tensor(sample.labels[label]) for sample in samples]).long(), counts

@@ -42,6 +42,29 @@ def mean_average_precision(scores: Tensor, truth: Tensor) -> float:
     return float(average_precision(scores, truth).nanmean())
 
 
+def check_several(y: Tensor) -> None:
+    """Refuse labels that do not say of each class whether a sample has it.
+
+    Raises:
+        ValueError: they are not zeros and ones (N, K).
+    """
+    if y.ndim != 2 or not ((y == 0) | (y == 1)).all():
+        raise ValueError(f"need zeros and ones (N, K) as labels, got {y.dtype} {tuple(y.shape)}")
+
+
+def scored_map(scores: Tensor, truth: Tensor) -> float:
+    """Mean average precision on test samples.
+
+    Raises:
+        ValueError: none of them has a class, or their labels are not zeros and ones.
+    """
+    check_several(truth)
+    score = mean_average_precision(scores, truth)
+    if not isfinite(score):
+        raise ValueError(f"none of {len(truth)} test samples has a class")
+    return score
+
+
 def multilabel_probe(
     train: Labelled, test: Labelled, *, seed: int = 0, device: torch.device | str | None = None
 ) -> Score:
@@ -60,8 +83,9 @@ def multilabel_probe(
     """
     check_widths(train, test)
     for part in (train, test):
-        if part.x.ndim != 2 or part.y.ndim != 2 or not ((part.y == 0) | (part.y == 1)).all():
-            raise ValueError(f"need features (N, D) and zeros and ones (N, K), got {part.x.shape} and {part.y.shape}")
+        check_several(part.y)
+        if part.x.ndim != 2:
+            raise ValueError(f"need features (N, D), got {tuple(part.x.shape)}")
     place = torch.device(device) if device is not None else train.x.device
     kept, held = random_split(len(train), HELD_OUT, seed)
     chosen = dict.fromkeys(WEIGHT_DECAYS, nan)
@@ -70,10 +94,7 @@ def multilabel_probe(
         chosen = {w: mean_average_precision(_predict(fitted, rest.x, w, place), rest.y) for w in WEIGHT_DECAYS}
     best = max(chosen, key=lambda w: (chosen[w] if isfinite(chosen[w]) else 0.0, w))
     logits = _predict(train, test.x, best, place)
-    score = mean_average_precision(logits, test.y)
-    if not isfinite(score):
-        raise ValueError(f"none of {len(test)} test samples has a class")
-    return Score("map", score, chosen[best], {"weight_decay": best}, logits.sigmoid(), {})
+    return Score("map", scored_map(logits, test.y), chosen[best], {"weight_decay": best}, logits.sigmoid(), {})
 
 
 def _predict(train: Labelled, x: Tensor, weight_decay: float, device: torch.device) -> Tensor:

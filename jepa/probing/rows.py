@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 LOW_SHOT = LinearSettings(lrs=(1e-1,), min_steps=200, splits=3)  # a small grid: it is searched ten times
 DEEP = ("linear", "regression")  # probes that are run on the last four blocks too
+SEVERAL = ("linear", "attentive", "attentive_deep")  # probes for labels of several classes at once
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def evaluate(sources: Sources) -> list[Row]:
             numeric = classes is None
             for probe in of_labels:
                 several = not numeric and first.train.labels[label].ndim == 2
-                if (probe == "regression") != numeric or (several and probe != "linear"):
+                if (probe == "regression") != numeric or (several and probe not in SEVERAL):
                     continue
                 try:
                     if probe == "finetune":
@@ -85,7 +86,8 @@ def evaluate(sources: Sources) -> list[Row]:
     if not rows:
         raise DataError(
             f"probes=[{', '.join(settings.probes)}] with sources=[{', '.join(settings.sources)}] score nothing on the "
-            f"labels {', '.join(sources.labels)}: regression is for quantities, other probes are for classes"
+            f"labels {', '.join(sources.labels)}: regression is for quantities, other probes are for classes, "
+            f"and for several classes at once {', '.join(SEVERAL)}"
         )
     return rows
 

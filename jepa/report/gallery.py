@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from math import isfinite
 
 import numpy as np
@@ -157,14 +156,16 @@ def heard(material: Material, i: int) -> str:
 
 
 def label_text(run: Run, material: Material, i: int) -> str:
-    """The names of a sample's first two classes."""
-    found = []
+    """The names of a sample's first two classes, and of those of the first label that has several at once."""
+    found, several = [], []
     for name, label in material.labels.items():
+        classes = run.dataset.label_names.get(name)
         if label.ndim == 1 and not label.is_floating_point():
-            classes = run.dataset.label_names.get(name)
             code = int(label[i])
             found.append(str(classes[code]) if classes else f"{name} {code}")
-    return " ".join(islice(found, 2))
+        elif label.ndim == 2 and classes and len(classes) == label.shape[1]:
+            several.append(" + ".join(classes[k] for k in label[i].nonzero().flatten().tolist()))
+    return " ".join(filter(None, (*found[:2], *several[:1])))
 
 
 def embedding_map(run: Run, material: Material) -> Section:
