@@ -4,6 +4,7 @@ import io
 from collections.abc import Iterator
 from math import isnan, nan
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -293,6 +294,37 @@ def test_a_sudden_loss_of_rank_is_a_partial_collapse():
     verdict = judge([START] * 5 + [GOOD] * 15 + [GOOD | {"target_rank_share": 0.15}] * 5)
     assert verdict.status == "warning"
     assert "fell from 40.0% to 15.0%" in str(verdict)
+
+
+def course(*points: tuple[float, float, float]) -> list[dict[str, float]]:
+    """A history at 100 looks, along straight lines through (share of the run, rank share, position share)."""
+    at, ranks, positions = (list(column) for column in zip(*points, strict=True))
+    looks = np.linspace(0, 1, 100)
+    lines = zip(np.interp(looks, at, ranks), np.interp(looks, at, positions), strict=True)
+    return [GOOD | {"target_rank_share": float(r), "position_share": float(p)} for r, p in lines]
+
+
+# saccade_tiny without its terms, seed 0: effective rank 25, 28 and 23 of 96 at steps 10, 300 and 1,000, position to .77
+SACCADE_ALONE = course((0, 25 / 96, 0.5), (0.3, 28 / 96, 0.5), (1, 23 / 96, 0.77))
+
+
+@pytest.mark.parametrize(
+    ("history", "status"),
+    [
+        (SACCADE_ALONE, "warning"),
+        (SACCADE_ALONE[:60], "healthy"),  # hardly anything is lost yet
+        (course((0, 0.3, 0.8), (0.5, 0.25, 0.5), (1, 0.35, 0.4)), "healthy"),  # content takes over from position
+        (course((0, 0.3, 0.5), (0.5, 0.25, 0.8), (1, 0.29, 0.8)), "healthy"),  # it comes back
+        (course((0, 0.3, 0.5), (1, 0.25, 0.55)), "healthy"),  # directions are lost, but not to position
+        (course((0, 0.3, 0.5), (1, 0.5, 0.8)), "healthy"),
+    ],
+)
+def test_a_rank_that_sinks_while_position_takes_over_is_warned_about(history, status):
+    verdict = judge(history)
+    assert verdict.status == status, verdict
+    if status == "warning":
+        assert "falls, from 29.1% to 24.0% of the possible, while position comes to explain 77%" in str(verdict)
+        assert any("variance and covariance" in line for line in verdict.advice)
 
 
 def test_a_low_rank_that_grew_is_no_collapse():

@@ -32,6 +32,8 @@ class Thresholds:
         rank_collapsed: collapsed if the target's rank is below this and below where it began.
         rank_warning: warned about if the target's or the context's rank is below this.
         rank_drop: warned about if the target's rank is below this share of its highest: a partial collapse.
+        rank_sinks, content_left: warned about if the target's rank is below that share of its highest and still falls,
+            while what position does not explain of its variance is below this share of what it was at the beginning.
         cosine_collapsed: collapsed if two target tokens have a higher mean cosine: all are one vector.
         cosine_warning: the same, as a warning.
         position_collapsed: collapsed if position alone explains more of the target's variance than this and than at
@@ -49,6 +51,8 @@ class Thresholds:
     rank_collapsed: float = 0.08
     rank_warning: float = 0.10
     rank_drop: float = 0.5
+    rank_sinks: float = 0.9
+    content_left: float = 2 / 3
     cosine_collapsed: float = 0.98
     cosine_warning: float = 0.90
     position_collapsed: float = 0.95
@@ -146,6 +150,16 @@ def _closer(history: History, cosine: list[float], limits: Thresholds) -> bool:
     return 1 - min(cosine) < limits.spread_left * (1 - _begin(history, "target_cosine", limits))
 
 
+def _content_sinks(history: History, limits: Thresholds) -> bool:
+    """Whether the targets' rank still falls, over four times the usual stretch, and position explains ever more."""
+    ranks = [row["target_rank_share"] for row in history if "target_rank_share" in row][-4 * limits.persistence :]
+    half = 2 * limits.persistence
+    position = _recent(history, "position_share", limits)
+    if len(ranks) < 2 * half or not position or median(ranks[half:]) >= median(ranks[:half]):
+        return False
+    return 1 - min(position) < limits.content_left * (1 - _begin(history, "position_share", limits))
+
+
 def _warnings(history: History, limits: Thresholds) -> Found:
     found: Found = []
     for name in ("target", "context"):
@@ -156,6 +170,9 @@ def _warnings(history: History, limits: Thresholds) -> Found:
     peak = max((row.get("target_rank_share", 0.0) for row in history), default=0.0)
     if rank and max(rank) < limits.rank_drop * peak:
         found.append((f"the targets' effective rank fell from {peak:.1%} to {rank[-1]:.1%} of the possible", _RANK))
+    elif rank and max(rank) < limits.rank_sinks * peak and _content_sinks(history, limits):
+        now = f"{rank[-1]:.1%} of the possible, while position comes to explain {history[-1]['position_share']:.0%}"
+        found.append((f"the targets' effective rank falls, from {peak:.1%} to {now} of their variance", _RANK))
     cosine = _recent(history, "target_cosine", limits)
     if cosine and min(cosine) > limits.cosine_warning:
         found.append((f"target tokens are much alike: mean cosine {cosine[-1]:.3f}", _RANK))
