@@ -1,107 +1,207 @@
-"""Every family of methods trains, stops, goes on exactly, loads and is probed."""
+"""Every recipe trains, stops, goes on exactly, loads and is probed; and what the families of methods are made of."""
 
 from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 import torch
 
 import jepa
-from jepa import checkpoint, evaluate
+from jepa import checkpoint, evaluate, run
+from jepa import recipe as recipes
+from jepa.convert.export import trace
 from jepa.data import Views, two_views
+from jepa.data.batches import collate
 from jepa.metrics import read_metrics
+from jepa.probes.features import InOrder
+from jepa.probing import Settings, Sources
+from jepa.report import source
 from jepa.report.page import ReportSettings, write_report
-from jepa.types import JepaBatch, Task, View
-from tests.conftest import Ran
+from jepa.types import Input, JepaBatch, Sample, Task, View, each
+from tests.conftest import Ran, forget_accelerate
+from tests.films import film
+from tests.recordings import record, wave
 from tests.test_distributed import STEPS, assert_same_training, torchrun
-from tests.tiny import TINY, TINY_BUT_TARGET, images, losses, weights
+from tests.tiny import images, losses, weights
 
 Run = Callable[..., Ran]
 
-SMALL = ("data.workers=0", "train.steps=2", "train.batch_size=8", "train.log_every=1", "train.checkpoint_every=1")
-TERMS = {
-    "saccade_tiny": {"prediction", "cycle", "variance", "covariance"},
-    "simsiam_tiny": {"prediction"},
-    "byol_tiny": {"prediction"},
-    "vicreg_tiny": {"prediction", "variance", "covariance"},
-    "barlow_tiny": {"invariance", "redundancy"},
-    "lejepa_tiny": {"prediction", "sigreg"},
-    "energy_tiny": {"prediction", "variance", "covariance"},
-    "ajepa_tiny": {"prediction", "variance", "covariance"},
+SMALL = ("data.workers=0", "train.steps=2", "train.batch_size=4", "train.log_every=1", "train.checkpoint_every=1")
+PREDICTOR = ("predictor.dim=32", "predictor.depth=1", "predictor.heads=2")
+JOINT = ("encoder.dim=32", "encoder.depth=1", "encoder.heads=2", *PREDICTOR)
+VIT = ("encoder.patch_size=8", *JOINT)
+PICTURES = ("data.root={pictures}", "data.size=32")
+IJEPA = (*VIT, *PICTURES, "masker.min_context=1")
+ENERGY = ("encoder.dim=32", "encoder.heads=2", "encoder.hidden=32", "encoder.steps=2", "encoder.patch_size=8")
+RESNET = (*PICTURES, "encoder.name=test_resnet", "encoder.sync_batch_norm=false", "encoder.projector=[24,16]")
+SHAPES = ("data.size=32", "encoder.options.channels=[8,8,8,16]", "encoder.projector=[24,16]")
+CLIPS = (*JOINT, "encoder.patch_size=[2,8,8]", "data.root={films}", "data.size=[4,32,32]")
+SOUNDS = (*VIT, "data.root={sounds}", "data.size=[32,32]")
+
+# Every recipe, and all that makes it small beside SMALL. {names} are those of `places`.
+SHRUNK: dict[str, tuple[str, ...]] = {
+    "ajepa_tiny": (*VIT, "data.size=[32,32]", "data.dataset.seconds=0.512"),
+    "ajepa_vitb16": (*SOUNDS, "data.dataset.seconds=0.32", "masker.first.min_context=1", "masker.then.targets=1"),
+    "audio_jepa_vitb16": (*SOUNDS, "data.dataset.seconds=1.25"),
+    "avjepa_tiny": (*JOINT, "data.size.clip=[8,24,24]", "data.size.sound=[64,16]"),
+    "avjepa_vitb16": (
+        *JOINT,
+        "encoder.patches.clip.size=[2,8,8]",
+        "encoder.patches.sound.size=[8,8]",
+        "data.root={films}",
+        "data.size.clip=[8,48,48]",
+        "data.size.sound=[40,32]",
+        "data.dataset.duration=0.4",
+    ),
+    "barlow_resnet50": RESNET,
+    "barlow_tiny": SHAPES,
+    "byol_resnet50": (*RESNET, "predictor.hidden=8"),
+    "byol_tiny": (*SHAPES, "predictor.hidden=8"),
+    "cjepa_vitb16": IJEPA,
+    "energy_ijepa": (*ENERGY, *PREDICTOR, *PICTURES, "masker.min_context=1"),
+    "energy_tiny": (*ENERGY, *PREDICTOR, "data.size=32"),
+    "ijepa_small": (*VIT, "data.size=32", "masker.min_context=1", "train.compile=false"),
+    "ijepa_tiny": (*VIT, "data.size=32"),
+    "ijepa_vitb16": IJEPA,
+    "ijepa_vitg16_in22k": IJEPA,
+    "ijepa_vith14": IJEPA,
+    "ijepa_vith14_in22k": IJEPA,
+    "ijepa_vith16_448": IJEPA,
+    "ijepa_vitl16": IJEPA,
+    "lejepa_tiny": SHAPES,
+    "lejepa_vits16": (*RESNET, "encoder.options={}"),
+    "saccade_convnext_tiny": (*PICTURES, "data.transform.size=50", "encoder.name=test_convnext"),
+    "saccade_tiny": (*VIT, "data.size=32", "data.dataset.size=64"),
+    "saccade_vit": (*VIT, *PICTURES, "data.transform.size=50"),
+    "salt_tiny": (*VIT, "data.size=32", "target.weights={teacher}"),
+    "salt_vitb16": (*IJEPA, "target.weights={teacher}"),
+    "simsiam_resnet50": (*RESNET, "predictor.hidden=8"),
+    "simsiam_tiny": (*SHAPES, "predictor.hidden=8"),
+    "vicreg_resnet50": RESNET,
+    "vicreg_tiny": SHAPES,
+    "vjepa2_vitg16": CLIPS,
+    "vjepa2_vitg16_384_cooldown": CLIPS,
+    "vjepa2_vitg16_cooldown": CLIPS,
+    "vjepa2_vith16": CLIPS,
+    "vjepa2_vith16_cooldown": CLIPS,
+    "vjepa2_vitl16": CLIPS,
+    "vjepa2_vitl16_cooldown": CLIPS,
+    "vjepa_image": (*JOINT, "encoder.patch_size=[2,8,8]", "data.root={pictures}", "data.size=[2,32,32]"),
+    "vjepa_tiny": (*JOINT, "encoder.patch_size=[2,8,8]", "data.size=[4,32,32]"),
+    "vjepa_vith16": CLIPS,
+    "vjepa_vith16_384": CLIPS,
+    "vjepa_vitl16": CLIPS,
 }
-# the others read and normalise data as one of these; multi-class probes would take longer
-PROBED = {"saccade_tiny": "regression,movement", "simsiam_tiny": "regression", "ajepa_tiny": "regression"}
+# How each is probed where it is not by regression on the labels of its own data.
+SACCADE = ("probes=[movement]", "limit=8")
+LABELLED = ("data.labelled.train.count=24", "data.labelled.test.count=12")
+PROBED: dict[str, tuple[str, ...]] = {
+    "ajepa_vitb16": ("data=tones", *LABELLED, "data.dataset.seconds=0.32"),
+    "audio_jepa_vitb16": ("data=tones", *LABELLED, "data.dataset.rate=32000", "data.dataset.seconds=1.25"),
+    "avjepa_tiny": ("probes=[retrieval]", "limit=24"),
+    "avjepa_vitb16": ("data=bouncing_sounds", *LABELLED, "data.dataset.fps=20", "probes=[retrieval]"),
+    "saccade_convnext_tiny": SACCADE,
+    "saccade_tiny": SACCADE,
+    "saccade_vit": SACCADE,
+    "vjepa_image": ("data=moving_shapes", *LABELLED),
+    **dict.fromkeys((n for n, given in SHRUNK.items() if given == CLIPS), ("data=moving_shapes", *LABELLED)),
+}
+VICREG = frozenset({"prediction", "variance", "covariance"})
+TERMS = {
+    **dict.fromkeys(("barlow_resnet50", "barlow_tiny"), frozenset({"invariance", "redundancy"})),
+    **dict.fromkeys(("lejepa_vits16", "lejepa_tiny"), frozenset({"prediction", "sigreg"})),
+    **dict.fromkeys(("saccade_convnext_tiny", "saccade_vit", "saccade_tiny"), VICREG | {"cycle"}),
+    **dict.fromkeys(("vicreg_resnet50", "vicreg_tiny", "cjepa_vitb16", "energy_tiny"), VICREG),
+    **dict.fromkeys(("ijepa_tiny", "ijepa_small", "vjepa_tiny", "ajepa_tiny", "avjepa_tiny"), VICREG),
+}
 
 
-@pytest.mark.parametrize("name", TERMS)
-def test_a_method_trains_goes_on_exactly_loads_and_is_probed(
-    name: str, tmp_path: Path, jepa_run: Run, capsys: pytest.CaptureFixture[str]
+@pytest.fixture(scope="session")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A few small pictures, films with sound and recordings, and the weights of a teacher."""
+    folder = tmp_path_factory.mktemp("places")
+    for number in range(3):
+        path = folder / "films" / f"{number}.mp4"
+        film(path, 40 + 7 * number, rate=60, size=(48, 64), options={"preset": "ultrafast"}, sound=True)
+        record(folder / "sounds" / f"{number}.wav", wave(16_000, 1.3 + number / 4), 16_000)
+    forget_accelerate()
+    assert run.main(["recipe=ijepa_tiny", *SHRUNK["ijepa_tiny"], *SMALL, f"run_dir={folder / 'taught'}"]) == 0
+    forget_accelerate()
+    return {
+        "pictures": str(images(folder / "pictures", 8)),
+        "films": str(folder / "films"),
+        "sounds": str(folder / "sounds"),
+        "teacher": str(kept(folder / "taught")[-1] / checkpoint.MODEL),
+    }
+
+
+def small(name: str, places: Mapping[str, str]) -> list[str]:
+    """A command line of a recipe made small."""
+    settings = list(SHRUNK[name])
+    for place, path in places.items():
+        settings = [setting.replace(f"{{{place}}}", path) for setting in settings]
+    return [f"recipe={name}", *SMALL, *settings]
+
+
+def kept(run_dir: Path) -> list[Path]:
+    return checkpoint.complete(run_dir / "checkpoints")
+
+
+def seen(trained: jepa.Pretrained, count: int = 3) -> Input:
+    """The first samples of a run's data, as probes are given them."""
+    sources = Sources(trained, trained.recipe["data"], Settings(run=""))
+    samples = InOrder(sources.train, sources.transform, range(count))
+    return collate([Sample(each(samples[i].x, lambda part: part[0, 0])) for i in range(count)], [], []).target.x
+
+
+def test_no_recipe_is_left_out() -> None:
+    assert SHRUNK.keys() == set(recipes.available())
+
+
+@pytest.mark.parametrize("name", SHRUNK)
+def test_a_recipe_trains_goes_on_exactly_loads_and_is_probed(
+    name: str, tmp_path: Path, places: dict[str, str], jepa_run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = [f"recipe={name}", *SMALL, f"run_dir={tmp_path}"]
+    """With its own optimiser, schedules, augmentation, masks, losses and target, and nothing but smaller numbers."""
+    command = [*small(name, places), f"run_dir={tmp_path}"]
     ran = jepa_run(*command)
     assert ran.status == 0, ran.err
-    expected, trained = losses(tmp_path), weights(tmp_path)
-    shutil.rmtree(tmp_path / "checkpoints" / "step_00000002")
+    first, second = (checkpoint.load_file(path / checkpoint.MODEL) for path in kept(tmp_path))
+    assert any(not value.equal(second[key]) for key, value in first.items() if key.startswith("encoder."))
+    expected = losses(tmp_path)
+    shutil.rmtree(kept(tmp_path)[-1])
     ran = jepa_run(*command)
     assert ran.status == 0, ran.err
     assert "resumed after step 1" in ran.log
     assert losses(tmp_path) == expected
-    assert all(value.equal(trained[key]) for key, value in weights(tmp_path).items())
-    rows = read_metrics(tmp_path / "metrics.jsonl")
-    named = {key.removeprefix("loss_"): value for key, value in rows[0].items() if key.startswith("loss_")}
-    assert (named.keys() or {"prediction"}) == TERMS[name]
-    assert sum(named.values()) == pytest.approx(rows[0]["loss"]) or not named
-    assert rows[1]["loss"] != rows[0]["loss"]
+    assert all(value.equal(second[key]) for key, value in weights(tmp_path).items())
+    logged = read_metrics(tmp_path / "metrics.jsonl")[0]
+    terms = {key.removeprefix("loss_"): value for key, value in logged.items() if key.startswith("loss_")}
+    assert (terms.keys() or {"prediction"}) == TERMS.get(name, {"prediction"})
+    assert sum(terms.values()) == pytest.approx(logged["loss"]) or not terms
 
-    size = jepa.load(tmp_path).recipe["data"]["size"]
-    waves = name == "ajepa_tiny"
-    x = torch.randn(3, 1, 16384) / 8 if waves else torch.randint(256, (3, 3, size, size), dtype=torch.uint8)
-    features = jepa.load(tmp_path).features(x)
-    assert features.shape[0] == 3
+    trained = jepa.load(tmp_path)
+    features = trained.features(seen(trained))
+    assert len(features) == 3
     assert features.isfinite().all()
     assert not torch.allclose(features[0], features[1])
-    if name not in PROBED:
-        return
-    status = evaluate.main([f"run={tmp_path}", "limit=24", f"probes=[{PROBED[name]}]"])
-    assert status == 0, capsys.readouterr().err
+    pictures = ("data=shapes", *LABELLED) if PICTURES[0] in SHRUNK[name] else ("limit=24",)
+    probe = ("probes=[regression]", "sources=[model]", *PROBED.get(name, pictures))
+    assert evaluate.main([f"run={tmp_path}", *probe]) == 0, capsys.readouterr().err
     printed = capsys.readouterr().out
-    assert "random_init" in printed
-    assert ("movement cells" in printed) == ("translation" in printed) == (name == "saccade_tiny")
+    assert ("translation" in printed) == name.startswith("saccade")
+
+
+@pytest.mark.parametrize("name", ["saccade_tiny", "simsiam_tiny", "ajepa_tiny"])
+def test_what_is_hidden_is_reported(name: str, tmp_path: Path, places: dict[str, str], jepa_run: Run) -> None:
+    assert jepa_run(*small(name, places), f"run_dir={tmp_path}").status == 0
     page = write_report(ReportSettings(run=str(tmp_path), samples=16)).read_text()
-    assert ("Nothing is hidden" in page) != waves
+    assert ("Nothing is hidden" in page) == (name != "ajepa_tiny")
     assert "the truth ranks" in page
-
-
-CONVNET = ("encoder.name=test_resnet", "encoder.sync_batch_norm=false", "encoder.projector=[24,16]")
-VIT = ("encoder.dim=32", "encoder.heads=2", "encoder.patch_size=8", "predictor.dim=32", "predictor.depth=1")
-FULL_SIZE = {
-    "saccade_convnext_tiny": ("encoder.name=test_convnext", "data.transform.size=50"),
-    "saccade_vit": (*VIT, "encoder.depth=1", "data.transform.size=50"),
-    "simsiam_resnet50": (*CONVNET, "predictor.hidden=8"),
-    "byol_resnet50": (*CONVNET, "predictor.hidden=8"),
-    "vicreg_resnet50": CONVNET,
-    "barlow_resnet50": CONVNET,
-    "lejepa_vits16": (*CONVNET, "encoder.options={}"),
-    "cjepa_vitb16": (*VIT, "encoder.depth=1", "masker.min_context=1"),
-    "energy_ijepa": (*VIT, "encoder.hidden=32", "encoder.steps=2", "masker.min_context=1"),
-}
-
-
-@pytest.mark.parametrize("name", FULL_SIZE)
-def test_a_published_recipe_trains_on_small_parts(name: str, tmp_path: Path, jepa_run: Run) -> None:
-    """With its own optimiser, schedules, augmentation, losses and target, and nothing but smaller numbers."""
-    run_dir, root = tmp_path / "run", images(tmp_path / "pictures", 12)
-    small = [*SMALL, *FULL_SIZE[name], "train.precision=fp32", "data.size=32", f"data.root={root}"]
-    ran = jepa_run(f"recipe={name}", *small, f"run_dir={run_dir}")
-    assert ran.status == 0, ran.err
-    assert losses(run_dir).keys() == {1, 2}
-    kept = checkpoint.complete(run_dir / "checkpoints")
-    first, second = (checkpoint.load_file(path / checkpoint.MODEL) for path in kept)
-    assert any(not value.equal(second[key]) for key, value in first.items() if key.startswith("encoder."))
 
 
 @pytest.mark.parametrize(
@@ -110,7 +210,7 @@ def test_a_published_recipe_trains_on_small_parts(name: str, tmp_path: Path, jep
 )
 def test_other_optimisers_go_on_exactly(optimizer: str, tmp_path: Path, jepa_run: Run) -> None:
     other = [f"+optim.optimizer={optimizer}", "optim.betas=null", "optim.eps=null", "optim.lr.peak=0.01"]
-    command = ["recipe=barlow_tiny", *SMALL, *other, f"run_dir={tmp_path}"]
+    command = ["recipe=barlow_tiny", *SHRUNK["barlow_tiny"], *SMALL, *other, f"run_dir={tmp_path}"]
     ran = jepa_run(*command)
     assert ran.status == 0, ran.err
     trained = weights(tmp_path)
@@ -119,25 +219,55 @@ def test_other_optimisers_go_on_exactly(optimizer: str, tmp_path: Path, jepa_run
     assert all(value.equal(trained[key]) for key, value in weights(tmp_path).items())
 
 
-def test_a_frozen_teacher_is_loaded_once(tmp_path: Path, jepa_run: Run) -> None:
-    teacher = tmp_path / "teacher" / "checkpoints" / "step_00000004" / "model.safetensors"
-    assert jepa_run(*TINY, "train.watch_every=null", f"run_dir={tmp_path / 'teacher'}").status == 0
-    salt = ["target._target_=jepa.targets.Frozen", f"target.weights={teacher}", "seed=1"]
-    command = [*TINY_BUT_TARGET, *salt, f"run_dir={tmp_path / 'student'}"]
-    ran = jepa_run(*command)
-    assert ran.status == 0, ran.err
-    taught, student = weights(tmp_path / "teacher"), weights(tmp_path / "student")
+@pytest.fixture(scope="module")
+def student(places: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of salt_tiny, with a rate at which two steps change something."""
+    folder = tmp_path_factory.mktemp("student")
+    forget_accelerate()
+    assert run.main([*small("salt_tiny", places), "optim.lr.warmup=0", f"run_dir={folder}"]) == 0
+    forget_accelerate()
+    return folder
+
+
+def test_a_frozen_teacher_is_loaded_once(places: dict[str, str], student: Path, tmp_path: Path, jepa_run: Run) -> None:
+    taught, learned = checkpoint.load_file(Path(places["teacher"])), weights(student)
     named = [key for key in taught if key.startswith("target_encoder.")]
     assert named
-    assert all(student[key].equal(taught[key]) for key in named)
+    assert all(learned[key].equal(taught[key]) for key in named)
+    command = [argument for argument in small("salt_tiny", places) if not argument.startswith("target.weights")]
+    teacher = tmp_path / "teacher.safetensors"
+    shutil.copy(places["teacher"], teacher)
+    command = [*command, f"target.weights={teacher}"]
     other = jepa_run(*command, "encoder.dim=64", f"run_dir={tmp_path / 'other'}")
     assert other.status == 1
     assert "is no teacher of this encoder's architecture" in other.err
+    assert jepa_run(*command, f"run_dir={tmp_path / 'run'}").status == 0
     teacher.unlink()
-    assert jepa_run(*command).status == 0  # the run has it now
+    shutil.rmtree(kept(tmp_path / "run")[-1])
+    assert jepa_run(*command, f"run_dir={tmp_path / 'run'}").status == 0  # the run has it now
     gone = jepa_run(*command, f"run_dir={tmp_path / 'gone'}")
     assert gone.status == 1
     assert str(teacher) in gone.err
+
+
+def test_the_student_of_a_frozen_teacher_is_looked_at(student: Path) -> None:
+    """By features, probes, exported programs and the report, which compares predictions with the teacher's tokens."""
+    model = jepa.load(student)
+    x = seen(model, 16)
+    learned, taught = (model.features(x, which=which) for which in ("context", "target"))
+    assert not torch.allclose(learned, taught, atol=1e-4)
+    assert model.features(x).equal(learned)
+    assert model.encoder() is model.model.encoder
+    probed = Sources(model, model.recipe["data"], Settings(run=str(student), limit=3))
+    assert probed.encoder("model", 0) is model.model.encoder
+    inputs = model.normalize(x)
+    torch.testing.assert_close(trace(model).module()(inputs).mean(1), learned)
+    shown = source.Settings(run=str(student), samples=16)
+    (material,) = source.gather(source.open_run(shown), shown, lambda count: None)
+    torch.testing.assert_close(material.tokens, model.features(material.x, pool="none", which="context").flatten(1, 2))
+    raw = model.features(material.x, pool="none", which="target").flatten(1, 2)
+    torch.testing.assert_close(material.targets, torch.nn.functional.layer_norm(raw, raw.shape[-1:]))
+    assert "mean embeddings of the context encoder" in write_report(ReportSettings(**shown.model_dump())).read_text()
 
 
 def test_a_shared_encoder_learns_from_both_sides_and_a_pair_from_both_ways() -> None:
@@ -201,6 +331,26 @@ def test_an_encoder_of_ones_own_makes_saccades(tmp_path: Path, jepa_run: Run, mo
     assert losses(run_dir).keys() == losses(tmp_path / "mlp").keys() == {1, 2}
     assert jepa.load(run_dir, trust=("own_convnet",)).features(torch.zeros(2, 3, 48, 48)).shape == (2, 96)
     del sys.modules["own_convnet"]
+
+
+def test_tokens_of_a_convnet_move(places: dict[str, str], tmp_path: Path, jepa_run: Run) -> None:
+    """A transformer predicts each token of the moved view; its heads are its own."""
+    tokens = ("predictor=motion_transformer", "encoder.pool=false", "data.size=64", "data.transform.size=100")
+    ran = jepa_run(*small("saccade_convnext_tiny", places), *tokens, f"run_dir={tmp_path}")
+    assert ran.status == 0, ran.err
+    assert losses(tmp_path).keys() == {1, 2}
+    assert jepa.load(tmp_path).features(torch.zeros(2, 3, 64, 64), pool="none").shape == (2, 2, 2, 64)
+
+
+def test_views_change_their_scale_and_are_mirrored(
+    places: dict[str, str], tmp_path: Path, jepa_run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ("masker.scale=1.3", "masker.mirror=0.5", "data.dataset.size=80")
+    ran = jepa_run(*small("saccade_tiny", places), *more, f"run_dir={tmp_path}")
+    assert ran.status == 0, ran.err
+    assert evaluate.main([f"run={tmp_path}", "probes=[movement]", "limit=24"]) == 0
+    printed = capsys.readouterr().out
+    assert all(word in printed for word in ("random_init", "movement cells", "translation", "rotation", "zoom"))
 
 
 TOKENS_OF_A_CONVNET = (
