@@ -62,7 +62,8 @@ class Encoder(nn.Module, ABC):
 class Predictor(nn.Module, ABC):
     """Predicts embeddings from context tokens and a query.
 
-    The constructor must take the keyword `embed_dim`, the encoder's width: recipes leave it out and it is filled in.
+    The constructor must take the keyword `embed_dim`, the encoder's width: recipes leave it out and it is filled in; so
+    are `modalities`, if it takes them, the names of those that the encoder joins.
 
     Attributes:
         answers: the type of queries that it understands: `Indices`, `Tensor` (motions or actions), or `object` (any).
