@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from torchaudio.transforms import MelSpectrogram
 
+from jepa.build import build
 from jepa.data import Audio, DataError, LogMel, Tones
 from jepa.data.logmel import FLOOR
 from jepa.data.tones.__main__ import main
 from jepa.data.tones.synthesis import LOWEST, TIMBRES, Voice
+from jepa.recipe import load_recipe
 from jepa.types import JepaBatch, View
 
 
@@ -89,18 +93,101 @@ def test_the_command_explains_itself(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "need kind wav, flac, opus" in capsys.readouterr().err
 
 
-def test_log_mel_is_torchaudios() -> None:
-    x = torch.stack([Tones(2)[i].x for i in range(2)])
-    logmel = LogMel(rate=16000, size=(64, 80), window=0.025, hop=0.016, low=20.0, high=7600.0, mean=-3.0, std=2.0)
-    reference = MelSpectrogram(16000, n_fft=512, win_length=400, hop_length=256, f_min=20.0, f_max=7600.0, n_mels=80)
-    expected = (reference(x).clamp_min(FLOOR).log()[..., :64].mT + 3) / 2
+SPECTROGRAMS = {  # settings of LogMel and of torchaudio
+    "torchaudio's own": (
+        {"size": (40, 64), "window": 0.025, "hop": 0.0125, "n_fft": 400},
+        {"sample_rate": 16000, "n_mels": 64},  # of 128 bands some would be empty
+    ),
+    "limits": (
+        {"size": (64, 80), "window": 0.025, "hop": 0.016, "low": 20.0, "high": 7600.0},
+        {"sample_rate": 16000, "n_fft": 512, "win_length": 400, "hop_length": 256, "f_min": 20.0, "f_max": 7600.0,
+         "n_mels": 80},
+    ),
+    "choices": (
+        {"size": (64, 80), "window": 0.032, "window_type": "hamming", "mel_scale": "slaney", "norm": "slaney",
+         "power": 1.0},
+        {"sample_rate": 16000, "n_fft": 512, "hop_length": 160, "n_mels": 80, "window_fn": torch.hamming_window,
+         "mel_scale": "slaney", "norm": "slaney", "power": 1.0},
+    ),
+}  # fmt: skip
+SHIPPED = {  # recipes
+    "ajepa_tiny": {"sample_rate": 16000, "n_fft": 1024, "hop_length": 256, "n_mels": 64},
+    "ajepa_vitb16": {"sample_rate": 16000, "n_fft": 1024, "win_length": 400, "hop_length": 160, "f_min": 20.0},
+    "audio_jepa_vitb16": {"sample_rate": 32000, "n_fft": 4096, "win_length": 3125, "hop_length": 1250, "f_min": 20.0},
+    "avjepa_tiny": {"sample_rate": 16000, "n_fft": 1024, "hop_length": 250, "n_mels": 64},
+    "avjepa_vitb16": {"sample_rate": 16000, "n_fft": 1024, "win_length": 400, "hop_length": 160},
+}
+
+
+def waves(samples: int) -> Tensor:
+    """(2, 2, samples), two channels of two sounds, as often as needed."""
+    x = torch.stack([torch.cat((Tones(4)[i].x, Tones(4)[i + 2].x)) for i in range(2)])
+    return x.repeat(1, 1, -(-samples // x.shape[2]))[:, :, :samples]
+
+
+def assert_is_torchaudios(logmel: LogMel, settings: dict[str, Any]) -> None:
+    x = waves(logmel.raw_shape((2, logmel.frames, 1))[1])
+    expected = MelSpectrogram(**settings)(x).clamp_min(FLOOR).log()[..., : logmel.frames].mT
+    torch.testing.assert_close(logmel.energies(x).clamp_min(FLOOR).log(), expected)
+    assert expected.shape[:3] == (2, 2, logmel.frames)
+
+
+@pytest.mark.parametrize("name", SPECTROGRAMS)
+def test_log_mel_is_torchaudios(name: str) -> None:
+    ours, theirs = SPECTROGRAMS[name]
+    assert_is_torchaudios(LogMel(rate=16000, **ours), theirs)
+
+
+@pytest.mark.parametrize("recipe", SHIPPED)
+def test_spectrograms_of_the_recipes_are_torchaudios(recipe: str) -> None:
+    node = load_recipe([f"recipe={recipe}", "dry_run=true"])["data"]["batch_transform"]
+    assert_is_torchaudios(build(node.get("parts", {}).get("sound", node), "data.batch_transform"), SHIPPED[recipe])
+
+
+@pytest.mark.parametrize("recipe", ["ajepa_vitb16", "avjepa_vitb16"])
+@pytest.mark.parametrize("rate", [44100, 48000])
+def test_the_recipes_take_any_rate(recipe: str, rate: int) -> None:
+    node = load_recipe([f"recipe={recipe}", "dry_run=true", f"data.dataset.rate={rate}"])["data"]["batch_transform"]
+    logmel = build(node.get("parts", {}).get("sound", node), "data.batch_transform")
+    assert (logmel.rate, logmel.mel.n_fft) == (rate, 2048)
+
+
+def test_spectrograms_are_normalised_and_taken_as_they_are() -> None:
+    x = waves(16384)
+    logmel = LogMel(rate=16000, size=(64, 80), hop=0.016, mean=-3.0, std=2.0)
     made = logmel.normalize(x)
-    assert made.shape == (2, 1, 64, 80)
-    torch.testing.assert_close(made, expected)
+    assert made.shape == (2, 2, 64, 80)
+    torch.testing.assert_close(made, (logmel.energies(x).clamp_min(FLOOR).log() + 3) / 2)
     assert logmel.normalize(made) is made
     shorts = (x * 2**15).round().clamp(-(2**15), 2**15 - 1).short()
     torch.testing.assert_close(logmel.normalize(shorts), logmel.normalize(shorts / 2**15))
     assert logmel.raw_shape((1, 64, 80)) == (1, 16384)
+
+
+@pytest.mark.parametrize("rate", [8000, 16000, 22050, 32000, 44100, 48000])
+def test_the_transform_holds_the_window_and_leaves_no_band_empty(rate: int) -> None:
+    logmel = LogMel(rate=rate, size=(4, 128), low=20.0)
+    points, window = logmel.mel.n_fft, round(0.025 * rate)
+    assert points & (points - 1) == 0
+    assert points >= window
+    if points >= 4 * window:  # twice as much as the window needs
+        with pytest.raises(ValueError, match="hold no frequency"):
+            LogMel(rate=rate, size=(4, 128), low=20.0, n_fft=points // 2)
+
+
+def test_sounds_of_other_lengths_have_features_but_are_not_trained_on() -> None:
+    x = waves(16384)
+    logmel = LogMel(rate=16000, size=(64, 80), hop=0.016, mean=0.0, std=1.0)
+    half = logmel.normalize(x[..., :8192])
+    torch.testing.assert_close(half[:, :, :30], logmel.normalize(x)[:, :, :30])  # the last frames see the mirror
+    assert half.shape == (2, 2, 32, 80)
+    with pytest.raises(
+        ValueError, match=r"64 frames need .* 16384\), which are 1.024 s at 16000 Hz, got \(2, 2, 8192\)"
+    ):
+        logmel(JepaBatch(View(x[..., :8192]), []))
+    for wrong in (8191, 256):
+        with pytest.raises(ValueError, match=r"a multiple of 256 \(the hop\) and more than 256 samples at 16000 Hz"):
+            logmel.normalize(x[..., :wrong])
 
 
 def test_each_spectrogram_may_be_normalised_by_itself() -> None:
@@ -111,14 +198,23 @@ def test_each_spectrogram_may_be_normalised_by_itself() -> None:
     assert torch.isfinite(LogMel(rate=16000, size=(4, 8)).normalize(torch.zeros(1, 1, 640))).all()
 
 
-def test_preemphasis_brings_it_near_kaldis() -> None:
+@pytest.mark.parametrize(("window", "most", "nearly_all"), [("povey", 0.03, 0.02), ("hann", 0.6, 0.15)])
+@pytest.mark.parametrize("preemphasis", [0.0, 0.97])
+def test_it_is_nearly_kaldis(window: str, most: float, nearly_all: float, preemphasis: float) -> None:
+    """Kaldi's triangles have straight sides in mel, not in Hz; its Hann window is symmetric."""
     from torchaudio.compliance.kaldi import fbank
 
-    x = Tones(1)[0].x
-    options = {"n_fft": 512, "low": 20.0, "high": 8000.0, "mean": 0.0, "std": 1.0}
-    ours = LogMel(rate=16000, size=(102, 64), preemphasis=0.97, **options).normalize(x[None, :, :16320])[0, 0]
-    kaldi = fbank(x, num_mel_bins=64, window_type="hanning", htk_compat=True, sample_frequency=16000)
-    assert (ours[2:101] - kaldi[:99]).median().abs() < 0.3
+    theirs = {"povey": "povey", "hann": "hanning"}[window]
+    for i in range(3):
+        x = Tones(3)[i].x
+        kaldi = fbank(x, num_mel_bins=64, window_type=theirs, sample_frequency=16000, remove_dc_offset=False,
+                      preemphasis_coefficient=preemphasis)  # fmt: skip
+        logmel = LogMel(rate=16000, size=(102, 64), low=20.0, n_fft=512, window_type=window, preemphasis=preemphasis,
+                        mean=0.0, std=1.0)  # fmt: skip
+        ours = logmel.normalize(x[None, :, 40 : 40 + 16320])[0, 0]  # frame k + 1 is centred where Kaldi's frame k is
+        apart = (ours[2:100] - kaldi[1:99]).abs()
+        assert apart.max() < most
+        assert apart.quantile(0.99) < nearly_all
 
 
 @pytest.mark.parametrize(
@@ -128,7 +224,12 @@ def test_preemphasis_brings_it_near_kaldis() -> None:
         ({"low": 9000.0}, "low < high <= rate / 2"),
         ({"mean": 1.0}, "give mean and std > 0, or neither"),
         ({"n_fft": 256}, "n_fft=256 is shorter than the window of 400"),
-        ({"size": (64, 400)}, "mel bands .* of 400 hold no frequency"),
+        ({"size": (64, 400), "n_fft": 512}, "mel bands .* of 400 hold no frequency: fewer bands, or n_fft above 512"),
+        ({"size": (64, 4000)}, "mel bands .* of 4000 hold no frequency: fewer bands, or n_fft above 4096"),
+        ({"window_type": "kaiser"}, "window_type='kaiser': need one of hann, hamming, blackman, povey"),
+        ({"mel_scale": "bark"}, "mel_scale='bark': need one of htk, slaney"),
+        ({"norm": "l2"}, "norm='l2': need one of None, slaney"),
+        ({"power": 0.0}, "need power > 0"),
     ],
 )
 def test_impossible_spectrograms_are_refused(arguments: dict, message: str) -> None:
@@ -136,9 +237,6 @@ def test_impossible_spectrograms_are_refused(arguments: dict, message: str) -> N
         LogMel(**{"rate": 16000, "size": (64, 64), **arguments})
 
 
-def test_waveforms_of_another_length_or_kind_are_refused() -> None:
-    logmel = LogMel(rate=16000, size=(100, 64))
-    with pytest.raises(ValueError, match=r"100 frames need waveforms \(B, C, 16000\), .* set data.dataset.seconds=1"):
-        logmel.normalize(torch.zeros(2, 1, 15999))
+def test_waveforms_of_another_kind_are_refused() -> None:
     with pytest.raises(TypeError, match=r"floats or int16, not torch.uint8"):
-        logmel.normalize(torch.zeros(2, 1, 16000, dtype=torch.uint8))
+        LogMel(rate=16000, size=(100, 64)).normalize(torch.zeros(2, 1, 16000, dtype=torch.uint8))

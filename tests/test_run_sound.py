@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+import jepa
 from jepa import dry_run, evaluate, run
 from jepa import recipe as recipes
 from jepa.data import Audio
@@ -22,6 +23,7 @@ from jepa.data.tones.__main__ import main as write_tones
 from jepa.report.__main__ import main as report
 from jepa.report.blocks import BITS, HEARD, player
 from tests.conftest import Ran, forget_accelerate
+from tests.recordings import wave
 from tests.test_distributed import STEPS, assert_same_training, torchrun
 from tests.test_report import section
 from tests.test_resume import assert_same_weights, numbers
@@ -102,6 +104,34 @@ def test_a_dry_run_of_sound_files(sounds: Path) -> None:
     text = dry_run.describe(recipes.load_recipe([*tiny(sounds), "dry_run=true"]))
     assert "4 x 4 = 16 tokens" in text
     assert f"48 = 2.0 epochs of {COUNT}" in text
+
+
+def test_features_of_sounds_of_any_length(trained: Path) -> None:
+    pretrained = jepa.load(trained)
+    waves = torch.from_numpy(wave(RATE, 1.024))[None]
+    assert pretrained.features(waves).shape == (1, 32)
+    assert pretrained.features(waves, pool="none").shape == (1, 8, 4, 32)
+    assert pretrained.features(waves[..., :4096], pool="none").shape == (1, 4, 4, 32)
+    with pytest.raises(ValueError, match=r"a multiple of 128 \(the hop\)"):
+        pretrained.features(waves[..., :4000])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "same"),
+    [
+        ("ajepa_vitb16", {"list_file": "l.csv", "rate": 8000, "seconds": 5.12, "channels": 2, "crops": 8,
+                          "short": "loop", "silence": -40.0}),
+        ("avjepa_vitb16", {"list_file": "l.csv", "frames": 8, "fps": 4.0, "duration": 3.0, "rate": 8000, "channels": 2,
+                           "clips": 3, "short": "skip", "silence": -40.0, "min_side": 64}),
+    ],
+)  # fmt: skip
+def test_what_probes_are_given_is_cut_as_in_training(recipe: str, same: dict[str, object]) -> None:
+    given = [f"data.dataset.{key}={value}" for key, value in same.items()]
+    data = recipes.load_recipe([f"recipe={recipe}", "data.root=DIR", *given, "dry_run=true"])["data"]
+    assert data["dataset"].keys() == {*same, "_target_", "root"}
+    for part in ("train", "test"):
+        assert {key: data["labelled"][part][key] for key in same} == same
+        assert data["labelled"][part]["random"] is False
 
 
 def test_a_list_with_several_classes_is_probed(sounds: Path, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
