@@ -203,7 +203,7 @@ def load_weights(path: Path, module: nn.Module, prefix: str = "") -> None:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's state as named tensors: "<parameter>:<entry>", or "<parameter>:<entry>:number" for a plain number.
+    """The optimiser's state as named tensors: "<parameter>:<entry>", with ":number" added where it is a plain number.
 
     Raises:
         CheckpointError: an entry is something else.
