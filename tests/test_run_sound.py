@@ -138,8 +138,7 @@ def test_a_list_with_several_classes_is_probed(sounds: Path, trained: Path, caps
     lines = [line.split(",") for line in (sounds / "labels.csv").read_text().splitlines()]
     column = lines[0].index("timbres")
     (sounds / "timbres.csv").write_text("".join(f"{cells[0]},{cells[column]}\n" for cells in lines))
-    others = [key for key in tiny(sounds) if key.startswith(("data.dataset", "data.workers", "data.root", "data="))]
-    others = [key.replace("labels.csv", "timbres.csv") for key in others]
+    others = ["data=audio", f"data.root={sounds}", "data.dataset.list_file=timbres.csv", "data.workers=0"]
     status = evaluate.main([f"run={trained}", "probes=[linear]", *others])
     assert status == 0, capsys.readouterr().err
     rows = json.loads((trained / "evaluation.json").read_text())
