@@ -24,7 +24,7 @@ from jepa.build import TARGET, RecipeError, locate, parameters
 from jepa.loading import Found, find
 from jepa.trainer import Trainer
 
-ONLY_TRAINING = ("drop_path", "grad_checkpointing", "depth_rescale", "zero_init_mask_tokens")
+ONLY_TRAINING = ("drop_path", "grad_checkpointing", "depth_rescale", "zero_init_mask_tokens", "pretrained")
 OWN = ("init_from", "init_mode")
 
 

@@ -108,7 +108,7 @@ def convert(settings: Settings, overrides: tuple[str, ...] = ()) -> list[Report]
     if settings.licence is not None:
         model.facts["licence"] = settings.licence
     if settings.format == "export" or settings.format == "onnx":
-        return [*reports, export(model, settings.to, settings.format, settings.which or "target")]
+        return [*reports, export(model, settings.to, settings.format, settings.which)]
     return [*reports, write(model, settings.to, settings.format, settings.which)]
 
 
