@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +16,7 @@ from torch import Tensor
 
 import jepa
 from benchmarks.sweep import read
-from jepa import evaluate
+from jepa import dry_run, evaluate
 from jepa.build import RecipeError, build_model
 from jepa.convert import ConversionError
 from jepa.convert.export import export
@@ -313,12 +314,21 @@ def test_embeddings_that_are_all_one_find_no_more_than_chance() -> None:
             recalls(query, bank)
 
 
+def test_a_dry_run_of_clips_and_sound() -> None:
+    text = dry_run.describe(load_recipe(["recipe=avjepa_tiny", "dry_run=true"]))
+    assert "clip 4 x 4 x 4 + sound 8 x 4 = 96 tokens" in text
+    assert re.search(r"task 1 +context 26.0 tokens .*, 2 target sets of 28.5 \(19 to 38\)", text)
+
+
 def test_a_joint_run_trains_goes_on_exactly_and_is_probed(
     tmp_path: Path, jepa_run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = [*TINY, f"run_dir={tmp_path / 'run'}", "train.checkpoint_every=2", "train.watch_every=2"]
+    """From MP4 files, read by a worker."""
+    files = [*(a for a in TINY if not a.startswith("data.workers")), f"data.root={tmp_path}/films", "data.workers=1"]
+    command = [*files, f"run_dir={tmp_path / 'run'}", "train.checkpoint_every=2", "train.watch_every=2"]
     ran = jepa_run(*command)
     assert ran.status == 0, ran.err
+    assert len(list((tmp_path / "films").glob("train_*/*.mp4"))) == 40
     run_dir = tmp_path / "run"
     assert (run_dir / "masks.png").exists()
     expected, trained = losses(run_dir), weights(run_dir)

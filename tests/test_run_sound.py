@@ -20,10 +20,13 @@ from jepa import dry_run, evaluate, run
 from jepa import recipe as recipes
 from jepa.data import Audio
 from jepa.data.tones.__main__ import main as write_tones
+from jepa.metrics import read_metrics
 from jepa.report.__main__ import main as report
 from jepa.report.blocks import BITS, HEARD, player
 from tests.conftest import Ran, forget_accelerate
-from tests.recordings import wave
+from tests.films import film
+from tests.recordings import record, wave
+from tests.test_bad_input import only_line
 from tests.test_distributed import STEPS, assert_same_training, torchrun
 from tests.test_report import section
 from tests.test_resume import assert_same_weights, numbers
@@ -132,6 +135,66 @@ def test_what_probes_are_given_is_cut_as_in_training(recipe: str, same: dict[str
     for part in ("train", "test"):
         assert {key: data["labelled"][part][key] for key in same} == same
         assert data["labelled"][part]["random"] is False
+
+
+def folder_of(root: Path, count: int) -> list[str]:
+    """Two steps on a folder, with at most so many samples in a batch."""
+    changed = ("data.dataset.list_file", "train.steps", "train.batch_size", "train.watch_every")
+    kept = [key for key in tiny(root) if not key.startswith(changed)]
+    return [*kept, "train.steps=2", f"train.batch_size={count}", "train.watch_every=null"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("damaged", "0.wav: cut off, damaged or not a sound file"),
+        ("silent", "0.wav: silent: no sample of the crop is above -60 dB of full scale"),
+        ("pictures", "0.mp4: no sound in it, only video"),
+    ],
+)
+def test_a_folder_without_any_sound_is_refused(kind: str, reason: str, tmp_path: Path, jepa_run: Run) -> None:
+    root = tmp_path / kind
+    root.mkdir()
+    for number in range(5):
+        if kind == "damaged":
+            (root / f"{number}.wav").write_bytes(b"no sound " * 100)
+        elif kind == "silent":
+            record(root / f"{number}.wav", np.zeros((1, RATE), np.float32), RATE)
+        else:
+            film(root / f"{number}.mp4", 10)
+    line = only_line(jepa_run(*folder_of(root, 4), f"run_dir={tmp_path / 'run'}"))
+    assert line.startswith("error: 5 samples in a row are unreadable (the whole dataset): ")
+    assert reason in line
+    assert line.endswith("; ...")
+
+
+def test_bad_files_among_sounds_are_named_and_counted(tmp_path: Path, jepa_run: Run) -> None:
+    for number in range(3):
+        record(tmp_path / "sounds" / f"{number}.flac", wave(RATE, 1), RATE, "flac")
+    record(tmp_path / "sounds" / "hush.wav", np.zeros((1, RATE), np.float32), RATE)
+    damaged = bytearray((tmp_path / "sounds" / "0.flac").read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    (tmp_path / "sounds" / "changed.flac").write_bytes(damaged)
+    ran = jepa_run(*folder_of(tmp_path / "sounds", 5), f"run_dir={tmp_path / 'run'}")
+    assert ran.status == 0, ran.err
+    assert "skipped hush.wav: silent" in ran.log
+    assert re.search("skipped changed.flac: (cut off or )?damaged", ran.log)
+    skipped = [row["skipped"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")]
+    assert skipped == sorted(skipped)
+    assert skipped[-1] >= 4  # each epoch is a batch
+
+
+def test_two_channels_are_trained_on(tmp_path: Path, jepa_run: Run) -> None:
+    for number in range(4):
+        record(tmp_path / "sounds" / f"{number}.wav", wave(RATE, 1, channels=2), RATE)
+    stereo = [*folder_of(tmp_path / "sounds", 4), "data.dataset.channels=2"]
+    line = only_line(jepa_run(*stereo, f"run_dir={tmp_path / 'run'}"))
+    assert "the data has 2 channels: set encoder.in_chans=2" in line
+    ran = jepa_run(*stereo, "encoder.in_chans=2", f"run_dir={tmp_path / 'run'}")
+    assert ran.status == 0, ran.err
+    assert len(losses(tmp_path / "run")) == 2
+    waves = torch.from_numpy(wave(RATE, 0.512, channels=2))[None]
+    assert jepa.load(tmp_path / "run").features(waves).shape == (1, 32)
 
 
 def test_a_list_with_several_classes_is_probed(sounds: Path, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
