@@ -144,7 +144,7 @@ def test_a_signal_writes_a_checkpoint_and_ends_well(
 def test_a_second_signal_ends_at_once(
     tmp_path: Path, jepa_run: Run, during_step: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jepa.trainer.ECHO_SECONDS", -1.0)
+    monkeypatch.setattr("jepa.stop.ECHO_SECONDS", -1.0)
     during_step(2, lambda: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)])
     ran = jepa_run(*TINY, f"run_dir={tmp_path}")
     assert ran.status == 130
