@@ -72,8 +72,8 @@ def read_sound(path: Path, name: str, excerpt: Excerpt, place: float = 0.0, *, b
 
     It is a part of what decoding and resampling the whole file would give, sample by sample. Only the crop and what its
     decoder needs before it are decoded: after a seek, or, for kinds of files that do not say where a seek ends (bare
-    AAC, MP3 without its length in a Xing header), after reading past the packets before it. In Matroska files places
-    are known to a millisecond only.
+    AAC, FLAC in Ogg, MP3 without its length in a Xing header), after reading past the packets before it. In Matroska
+    files places are known to a millisecond only, and packets are read past where the file is longer than its sound.
 
     torchaudio's filter resamples: it is finite and has no state, so that a crop equals a part of the whole, which
     libav's resampler does not promise.
