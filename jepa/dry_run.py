@@ -89,9 +89,10 @@ def ends(masker: Masker) -> dict[str, Masker]:
 
 
 def known_dataset(recipe: Mapping[str, Any]) -> SampleDataset | None:
-    """The dataset, unless its place is not given yet."""
+    """The dataset, unless its place, or that of one that it mixes, is not given yet."""
     node = recipe["data"]["dataset"]
-    return None if "root" in node and node["root"] is None else build(node, "data.dataset")
+    placeless = any(part.get("root", "") is None for part in (node, *node.get("datasets", {}).values()))
+    return None if placeless else build(node, "data.dataset")
 
 
 def channels_of(dataset: SampleDataset | None, recipe: Mapping[str, Any]) -> Any:

@@ -13,7 +13,9 @@ import torch
 from jepa import loading
 from jepa.data import MovingShapes, stills
 from jepa.data.moving_shapes.files import write_files
+from jepa.dry_run import known_dataset
 from jepa.encoders import ViT
+from jepa.recipe import load_recipe
 from jepa.types import View
 from tests.conftest import Ran
 from tests.test_distributed import STEPS, assert_same_training, torchrun
@@ -51,6 +53,12 @@ TINY_FILES = tuple(argument for argument in TINY_CLIPS if not argument.startswit
 def from_files(folder: Path) -> list[str]:
     """Arguments by which the clips are written there once, and read as any video by a worker."""
     return [f"data.root={folder}", "data.workers=1"]
+
+
+def test_a_dry_run_does_without_a_mixture_whose_places_are_not_known(tmp_path: Path) -> None:
+    command = ["recipe=vjepa2_vitl16", "data=videomix22m", "dry_run=true"]
+    roots = [f"data.dataset.datasets.{name}.root={tmp_path}" for name in ("k710", "ssv2")]
+    assert known_dataset(load_recipe(command)) is known_dataset(load_recipe([*command, *roots])) is None
 
 
 def test_dry_run_of_the_tiny_recipe(jepa_run: Run) -> None:
