@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from jepa import checkpoint
 from jepa import recipe as recipes
@@ -41,6 +41,7 @@ def assemble(recipe: Mapping[str, Any], settings: TrainSettings, accelerator: Ac
     dataset: SampleDataset = build(data["dataset"], "data.dataset")
     torch.manual_seed(key(recipe["seed"], Stream.INIT))
     model = build_model(recipe)
+    check_synchronised(model, accelerator)
     if not checkpoint.complete(Path(recipe["run_dir"]) / "checkpoints"):
         begin(model, recipe)
     size = input_size(data["size"])
@@ -99,6 +100,20 @@ def assemble(recipe: Mapping[str, Any], settings: TrainSettings, accelerator: Ac
         if settings.watch_every
         else None,
     )
+
+
+def check_synchronised(model: JEPA, accelerator: Accelerator) -> None:
+    """Batch statistics of several processes are brought together on GPUs only.
+
+    Raises:
+        RecipeError: the model asks for it elsewhere.
+    """
+    asked = any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
+    if asked and accelerator.num_processes > 1 and accelerator.device.type != "cuda":
+        raise RecipeError(
+            f"encoder.sync_batch_norm=true: {accelerator.num_processes} processes on {accelerator.device.type} cannot "
+            f"share statistics, only GPUs can: set it to false, or train in one process"
+        )
 
 
 def begin(model: JEPA, recipe: Mapping[str, Any]) -> None:

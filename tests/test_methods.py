@@ -6,13 +6,18 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import jepa
 from jepa import checkpoint, evaluate, run
 from jepa import recipe as recipes
+from jepa.assemble import check_synchronised
+from jepa.build import RecipeError
 from jepa.convert.export import trace
 from jepa.data import Views, two_views
 from jepa.data.batches import collate
@@ -391,3 +396,15 @@ def test_two_processes_train_on_moved_views_as_one(tmp_path: Path, jepa_run: Run
     assert ran.returncode == 0, ran.stderr
     assert jepa_run(*command, f"run_dir={tmp_path / 'one'}").status == 0
     assert_same_training(tmp_path / "two", tmp_path / "one")
+
+
+def test_statistics_are_shared_by_processes_on_gpus_only() -> None:
+    def accelerator(processes: int, device: str) -> Any:
+        return SimpleNamespace(num_processes=processes, device=torch.device(device))
+
+    model = nn.Sequential(nn.SyncBatchNorm(4))
+    check_synchronised(nn.Sequential(nn.BatchNorm1d(4)), accelerator(2, "cpu"))
+    check_synchronised(model, accelerator(1, "cpu"))
+    check_synchronised(model, accelerator(2, "cuda"))
+    with pytest.raises(RecipeError, match="sync_batch_norm=true: 2 processes on cpu cannot"):
+        check_synchronised(model, accelerator(2, "cpu"))

@@ -20,7 +20,8 @@ class Timm(Encoder):
     """A backbone of timm (ConvNeXt, ResNet, ViT, ...) that sees whole inputs: it takes no masks.
 
     It is trained as backbone and projector; `features` are the backbone's, before the projector. Batch norm in either
-    uses the statistics of each process's share, or of all of them with `sync_batch_norm`.
+    uses the statistics of each process's share, of which checkpoints keep those of the first process, or of all of them
+    with `sync_batch_norm`.
 
     Args:
         name: of the model, as `timm.list_models()` knows it, with a tag of its weights or without.
