@@ -167,6 +167,11 @@ def as_grid(grid: Sequence[int]) -> tuple[int, ...]:
     return grid if isinstance(grid, JointGrid) else tuple(grid)
 
 
+def grids_of(grid: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """The grid of each modality that a grid joins; of one modality the grid itself."""
+    return list(grid.parts.values()) if isinstance(grid, JointGrid) else [grid]
+
+
 @dataclass(frozen=True, eq=False)
 class Tokens:
     """Ragged features: `x` (N, D), one row for each position of `index`."""

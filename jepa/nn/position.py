@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jepa.types import Indices, JointGrid
+from jepa.types import Indices, JointGrid, grids_of
 
 AxisOrder = Literal["last_first", "first_first"]
 
@@ -82,8 +82,8 @@ class SinCosPosition(nn.Module):
         return self._tables[place].index_select(0, index.values)
 
     def _table(self, grid: tuple[int, ...]) -> Tensor:
-        parts = grid.parts.values() if isinstance(grid, JointGrid) else [grid]
-        return torch.cat([sincos_table(self.dim, part, self.axis_order, self.uniform_power) for part in parts])
+        tables = [sincos_table(self.dim, part, self.axis_order, self.uniform_power) for part in grids_of(grid)]
+        return torch.cat(tables)
 
 
 class ModalityEmbedding(nn.Module):

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from jepa.types import Indices, JointGrid
+from jepa.types import Indices, grids_of
 
 RopeStyle = Literal["interleaved", "tiled"]
 Rotary = tuple[Tensor, Tensor]
@@ -82,8 +82,7 @@ class RotaryPosition(nn.Module):
         return _at(self._tables[index.grid, device], index)
 
     def _table(self, grid: tuple[int, ...]) -> Rotary:
-        parts = grid.parts.values() if isinstance(grid, JointGrid) else [grid]
-        tables = [rotary_table(self.head_dim, part, self.style) for part in parts]
+        tables = [rotary_table(self.head_dim, part, self.style) for part in grids_of(grid)]
         return torch.cat([cos for cos, _ in tables]), torch.cat([sin for _, sin in tables])
 
 
