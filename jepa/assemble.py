@@ -70,10 +70,10 @@ def assemble(recipe: Mapping[str, Any], settings: TrainSettings, accelerator: Ac
     optim = recipe["optim"]
     return Trainer(
         model=model,
-        make_optimizer=partial(make_optimizer, optim),
+        make_optimizer=partial(make_optimizer, optim, settings.batch_size),
         batches=batches,
         batch_transform=batch_transform,
-        lr=scaled(schedule(optim["lr"], "optim.lr"), settings.batch_size, optim["reference_batch"]),
+        lr=scaled(schedule(optim["lr"], "optim.lr"), rate_factor(optim, settings.batch_size)),
         weight_decay=schedule(optim["weight_decay"], "optim.weight_decay"),
         accelerator=accelerator,
         plan=Plan(
@@ -229,19 +229,31 @@ def fitting_masker(recipe: Mapping[str, Any], model: JEPA, grid: tuple[int, ...]
     return masker
 
 
-def make_optimizer(optim: Mapping[str, Any], model: JEPA) -> torch.optim.Optimizer:
-    """The optimiser of the section `optim`: AdamW unless it names another."""
-    if optim.get("optimizer") is None:
-        return adamw(model, betas=tuple(optim["betas"]), eps=optim["eps"])
-    return build(optim["optimizer"], "optim.optimizer", params=parameter_groups(model), lr=0.0, weight_decay=0.0)
+def make_optimizer(optim: Mapping[str, Any], batch_size: int, model: JEPA) -> torch.optim.Optimizer:
+    """The optimiser of the section `optim`: AdamW unless it names another.
+
+    Raises:
+        RecipeError: it names parts that are not trained.
+    """
+    grouping: dict[str, Any] = {"decay_all": optim["decay_all"]}
+    if optim["predictor_lr"] is not None:
+        grouping["fixed_rates"] = {"predictor": optim["predictor_lr"] * rate_factor(optim, batch_size)}
+    try:
+        if optim.get("optimizer") is None:
+            return adamw(model, betas=tuple(optim["betas"]), eps=optim["eps"], **grouping)
+        groups = parameter_groups(model, **grouping)
+    except ValueError as error:
+        raise RecipeError(f"optim: {error}") from error
+    return build(optim["optimizer"], "optim.optimizer", params=groups, lr=0.0, weight_decay=0.0)
 
 
-def scaled(lr: Schedule, batch_size: int, reference: int | None) -> Schedule:
-    """Rates stated for another batch size: Adam's grow with the square root of the batch (Malladi et al. 2022)."""
-    if reference is None:
-        return lr
-    factor = sqrt(batch_size / reference)
-    return lambda step: factor * lr(step)
+def rate_factor(optim: Mapping[str, Any], batch_size: int) -> float:
+    """For rates stated for another batch size: Adam's grow with the square root of the batch (Malladi et al. 2022)."""
+    return 1.0 if optim["reference_batch"] is None else sqrt(batch_size / optim["reference_batch"])
+
+
+def scaled(schedule: Schedule, factor: float) -> Schedule:
+    return lambda step: factor * schedule(step)
 
 
 def build_schedule(

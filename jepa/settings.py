@@ -53,6 +53,8 @@ class OptimSettings(Section):
     reference_batch: int | None = Field(
         None, ge=1, description="batch that lr is stated for: multiplied by sqrt(batch_size / this); null: as it is"
     )
+    predictor_lr: float | None = Field(None, gt=0, description="the predictor's from first to last; null: it is lr")
+    decay_all: bool = Field(False, description="decay biases and norms as all weights")
     betas: tuple[Beta, Beta] | None
     eps: float | None = Field(ge=0)
     optimizer: Node | None = Field(None, description="another than AdamW, called with groups, lr and weight_decay")

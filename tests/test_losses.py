@@ -20,6 +20,7 @@ from jepa.losses import (
     CycleConsistency,
     Huber,
     Lp,
+    MeanInvariance,
     PredictionVariance,
     SIGReg,
     SmoothL1,
@@ -70,6 +71,23 @@ def test_predictions_of_a_set_must_differ() -> None:
     told = Outcome(tokens(x, 2), tokens(x, 2), tokens(x, 2), torch.zeros(2, 0), lambda context, _: context)
     found = PredictionVariance(weight=2.0, margin=1.0, eps=0.0)([told, told])["prediction_variance"]
     assert found.item() == pytest.approx(2 * (1 - 0.5**0.5 + 1 + 1 + 0) / 4)
+
+
+def test_means_of_predictions_are_those_of_their_targets() -> None:
+    """Two samples of six tokens; of each two sets are asked for, of one and of three tokens."""
+    target, said = sample(12, 5), sample(8, 5, seed=1).requires_grad_()
+    query = Indices.of(torch.tensor([4, 0, 1, 5, 2, 1, 3, 4]), torch.tensor([1, 3, 1, 3]), (6,))
+    context = tokens(sample(2, 5))
+    term = MeanInvariance(weight=0.5)(
+        Outcome(context, Tokens(said, query), tokens(target, 6), query, lambda context, _: context)
+    )
+    wanted = [target[[4]], target[[0, 1, 5]], target[[8]], target[[7, 9, 10]]]
+    found = [said[:1], said[1:4], said[4:5], said[5:]]
+    means = [(a.mean(0) - b.mean(0)).square().mean() for a, b in zip(wanted, found, strict=True)]
+    torch.testing.assert_close(term, {"invariance": 0.5 * torch.stack(means).mean()})
+    assert MeanInvariance()(outcome(target, target[:, [1, 0, 2, 3, 4]]))["invariance"] > 0  # nothing hidden: one each
+    with pytest.raises(ValueError, match="leave the term out"):
+        MeanInvariance(weight=0)
 
 
 def test_huber_and_cosine() -> None:

@@ -120,7 +120,8 @@ TERMS = {
     **dict.fromkeys(("barlow_resnet50", "barlow_tiny"), frozenset({"invariance", "redundancy"})),
     **dict.fromkeys(("lejepa_vits16", "lejepa_tiny"), frozenset({"prediction", "sigreg"})),
     **dict.fromkeys(("saccade_convnext_tiny", "saccade_vit", "saccade_tiny"), VICREG | {"cycle"}),
-    **dict.fromkeys(("vicreg_resnet50", "vicreg_tiny", "cjepa_vitb16", "energy_tiny"), VICREG),
+    **dict.fromkeys(("vicreg_resnet50", "vicreg_tiny", "energy_tiny"), VICREG),
+    "cjepa_vitb16": VICREG | {"invariance"},
     **dict.fromkeys(("ijepa_tiny", "ijepa_small", "vjepa_tiny", "ajepa_tiny", "avjepa_tiny"), VICREG),
 }
 

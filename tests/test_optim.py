@@ -83,3 +83,17 @@ def test_decay_alone_shrinks_only_what_is_decayed(model: JEPA) -> None:
 def test_nothing_to_train_is_refused() -> None:
     with pytest.raises(ValueError, match="no parameters to train"):
         adamw(nn.Linear(2, 2).requires_grad_(False))
+
+
+def test_a_part_may_keep_its_rate_and_everything_may_be_decayed(model: JEPA) -> None:
+    """As SimSiam's released code has it."""
+    optimizer = adamw(model, decay_all=True, fixed_rates={"predictor": 0.3})
+    assert sorted(len(g["params"]) for g in optimizer.param_groups) == sorted(
+        len([p for p in part.parameters() if p.requires_grad]) for part in (model.encoder, model.predictor)
+    )
+    for lr in (0.1, 0.05):
+        set_hyperparameters(optimizer, lr=lr, weight_decay=0.2)
+        found = {g["names"][0].split(".")[0]: (g["lr"], g["weight_decay"]) for g in optimizer.param_groups}
+        assert found == {"encoder": (lr, 0.2), "predictor": (0.3, 0.2)}
+    with pytest.raises(ValueError, match="a learning rate for target_encoder, which has nothing to train"):
+        parameter_groups(model, fixed_rates={"target_encoder": 0.1})

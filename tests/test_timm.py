@@ -15,10 +15,10 @@ import jepa
 from jepa.encoders import Timm
 from jepa.losses import L2
 from jepa.model import JEPA
-from jepa.predictors import Identity
+from jepa.predictors import MLP, Identity
 from jepa.probing import Settings, Sources
 from jepa.targets import EMA
-from jepa.types import Indices, JepaBatch, Task, View
+from jepa.types import Indices, JepaBatch, Task, Tokens, View
 from tests.conftest import Ran
 
 INPUT = torch.randn(4, 3, 64, 96, generator=torch.Generator().manual_seed(0))
@@ -230,3 +230,24 @@ def test_batch_norm_of_the_target(train_mode: bool) -> None:
     together = torch.nn.functional.layer_norm(target.train(train_mode)(View(INPUT)).x, targets.shape[1:])[:1]
     assert torch.allclose(alone, together, atol=1e-4) != train_mode  # a sample's target depends on its batch, or not
     assert not model.eval().target_encoder.training
+
+
+def test_each_view_has_batch_statistics_of_its_own() -> None:
+    """In training only, of backbone, projector and predictor: as if one view came after the other."""
+    one, two = (Timm(name="test_resnet", projector=[16, 16], projector_norm=True, views=views) for views in (1, 2))
+    two.load_state_dict(one.state_dict())
+    first, second = INPUT, 3 * INPUT.flip(0) + 1
+    both = View(torch.cat((first, second)))
+    found = two(both).x
+    torch.testing.assert_close(found, torch.cat([one(View(x)).x for x in (first, second)]))
+    torch.testing.assert_close(two.state_dict(), one.state_dict())  # running statistics too
+    one.train(False), two.train(False)
+    torch.testing.assert_close(two(both).x, one(both).x)
+    assert two(View(INPUT[:3])).x.shape == (3, 16)
+    tokens = Tokens(torch.randn(8, 16), Indices.all(8, (1,)))
+    alone, split = MLP(embed_dim=16, hidden=4), MLP(embed_dim=16, hidden=4, views=2)
+    split.load_state_dict(alone.state_dict())
+    halves = [alone(Tokens(x, Indices.all(4, (1,))), torch.empty(4, 0)).x for x in tokens.x.chunk(2)]
+    torch.testing.assert_close(split(tokens, torch.empty(8, 0)).x, torch.cat(halves))
+    with pytest.raises(ValueError, match=r"3 samples are not 2 views each: set views=1"):
+        two.train()(View(INPUT[:3]))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from jepa.interfaces import Encoder
-from jepa.nn.mlp import mlp
+from jepa.nn.mlp import by_view, mlp
 from jepa.types import Indices, Tokens, View
 
 FOREIGN = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay")  # files and addresses that timm would read
@@ -34,6 +34,7 @@ class Timm(Encoder):
         projector: widths of the projector's layers; empty: none.
         projector_norm: batch norm at the projector's output too, without affine parameters (SimSiam).
         sync_batch_norm: statistics over all processes. On GPUs only, where there is more than one process.
+        views: that a training batch holds of each sample, one after the other; each has batch statistics of its own.
 
     Raises:
         ValueError: timm does not know the model, or the model an option; or an option names weights.
@@ -52,6 +53,7 @@ class Timm(Encoder):
         projector: Sequence[int] = (),
         projector_norm: bool = False,
         sync_batch_norm: bool = False,
+        views: int = 1,
     ) -> None:
         super().__init__()
         import timm  # seconds that only those wait for who use it
@@ -70,7 +72,7 @@ class Timm(Encoder):
             self.backbone = self._make(pretrained=False)
         except (TypeError, RuntimeError, AssertionError) as error:
             raise ValueError(f"timm cannot make {name!r} with {options}: {error}") from error
-        self.pool, self.in_chans, self.pretrained = pool, in_chans, pretrained
+        self.pool, self.in_chans, self.pretrained, self.views = pool, in_chans, pretrained, views
         config = self.backbone.pretrained_cfg
         self.statistics = (config["mean"], config["std"]) if pretrained and len(config["mean"]) == in_chans else None
         self.feature_dim = self.backbone.head_hidden_size if pool else self.backbone.num_features
@@ -122,7 +124,7 @@ class Timm(Encoder):
 
     def forward(self, view: View) -> Tokens:
         tokens = self._features(view)
-        return Tokens(self.projector(tokens.x), tokens.index)
+        return Tokens(by_view(self.projector, tokens.x, self._parts), tokens.index)
 
     def features(self, view: View, layers: Sequence[int]) -> list[Tokens]:
         """Tokens of the backbone, before the projector; there is no layer but -1."""
@@ -139,8 +141,12 @@ class Timm(Encoder):
                 f"the encoder takes {self.in_chans} channels, the input {tuple(x.shape)} has {x.shape[1]}: "
                 f"set encoder.in_chans={x.shape[1]}"
             )
-        x = self._output(self.backbone, x)
+        x = by_view(partial(self._output, self.backbone), x, self._parts)
         return Tokens(x.flatten(0, -2), Indices.all(x.shape[0], tuple(x.shape[1:-1]), x.device))
+
+    @property
+    def _parts(self) -> int:
+        return self.views if self.training else 1
 
     def _output(self, backbone: Any, x: Tensor) -> Tensor:
         """The pooled output (B, 1, D), or that of the last stage (B, rows, columns, D)."""

@@ -2,7 +2,7 @@
 
 from jepa.losses.redundancy import BarlowTwins
 from jepa.losses.regression import L1, L2, Cosine, Huber, Lp, SmoothL1
-from jepa.losses.regularizers import CycleConsistency, PredictionVariance, VarianceCovariance
+from jepa.losses.regularizers import CycleConsistency, MeanInvariance, PredictionVariance, VarianceCovariance
 from jepa.losses.sigreg import SIGReg
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "CycleConsistency",
     "Huber",
     "Lp",
+    "MeanInvariance",
     "PredictionVariance",
     "SIGReg",
     "SmoothL1",

@@ -115,6 +115,31 @@ class PredictionVariance(JointRegularizer):
         return {"prediction_variance": self.weight * (self.margin - std).relu().mean()}
 
 
+class MeanInvariance(Regularizer):
+    """The mean of a set's predictions must be the mean of its targets: VICReg's invariance (Bardes et al. 2022, equation
+    5) between means of tokens, as in C-JEPA (Mo & Tong 2024).
+
+    Args:
+        weight: of the squared difference, the mean over sets and features.
+
+    Raises:
+        ValueError: `weight` is not positive.
+    """
+
+    def __init__(self, *, weight: float = 0.025) -> None:
+        super().__init__()
+        if weight <= 0:
+            raise ValueError(f"weight={weight} must be positive; leave the term out instead")
+        self.weight = weight
+
+    def forward(self, outcome: Outcome) -> dict[str, Tensor]:
+        """The weighted scalar "invariance"."""
+        said, query = outcome.prediction, outcome.query
+        wanted = Tokens(outcome.target.at(query), query) if isinstance(query, Indices) else outcome.target
+        means = (Tokens(upcast(side.x), side.index).pooled() for side in (said, wanted))
+        return {"invariance": self.weight * F.mse_loss(*means)}
+
+
 def variance_of_sets(tokens: Tokens) -> Tensor:
     """Unbiased variance (S, D) over the tokens of each set; of a single token: 0."""
     x, index = upcast(tokens.x), tokens.index

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 def mlp(
@@ -33,3 +34,16 @@ def mlp(
         if hidden:
             layers.append(activation())
     return nn.Sequential(*layers)
+
+
+def by_view(net: Callable[[Tensor], Tensor], x: Tensor, views: int) -> Tensor:
+    """`net` of each of the equal parts of a batch in turn, so that its batch norm sees one view of the samples alone.
+
+    Raises:
+        ValueError: the batch does not divide.
+    """
+    if views == 1:
+        return net(x)
+    if len(x) % views:
+        raise ValueError(f"{len(x)} samples are not {views} views each: set views=1, or data.batch_transform.both_ways")
+    return torch.cat([net(part) for part in x.chunk(views)])

@@ -10,7 +10,7 @@ from jepa.nn import motion
 from jepa.nn.attention import Layout
 from jepa.nn.blocks import Transformer
 from jepa.nn.init import init_weights
-from jepa.nn.mlp import mlp
+from jepa.nn.mlp import by_view, mlp
 from jepa.nn.position import AxisOrder, SinCosPosition
 from jepa.types import Indices, Tokens
 
@@ -95,16 +95,18 @@ class MLP(Predictor):
     Args:
         embed_dim: the encoder's width, in and out.
         hidden: width of its one hidden layer, which has batch norm and a ReLU.
+        views: that a training batch holds of each sample, one after the other; each has batch statistics of its own.
     """
 
     answers = Tensor
 
-    def __init__(self, *, embed_dim: int, hidden: int) -> None:
+    def __init__(self, *, embed_dim: int, hidden: int, views: int = 1) -> None:
         super().__init__()
         self.mlp = mlp([embed_dim, hidden, embed_dim], nn.ReLU, batch_norm=True)
+        self.views = views
 
     def forward(self, context: Tokens, query: Indices | Tensor) -> Tokens:
-        return Tokens(self.mlp(context.x), context.index)
+        return Tokens(by_view(self.mlp, context.x, self.views if self.training else 1), context.index)
 
 
 class Identity(Predictor):
