@@ -116,8 +116,8 @@ class PredictionVariance(JointRegularizer):
 
 
 class MeanInvariance(Regularizer):
-    """The mean of a set's predictions must be the mean of its targets: VICReg's invariance (Bardes et al. 2022, equation
-    5) between means of tokens, as in C-JEPA (Mo & Tong 2024).
+    """The mean of a set's predictions must be that of its targets: VICReg's invariance (Bardes et al. 2022, equation 5)
+    between means of tokens, as in C-JEPA (Mo & Tong 2024).
 
     Args:
         weight: of the squared difference, the mean over sets and features.
