@@ -12,6 +12,7 @@ Keys:
     which=WHICH          target or context encoder; by default the one that learned: the context encoder where the
                          target is a frozen teacher
     seeds=[0]            of splits, draws and random initialisation
+    labels=[...]         those to probe; by default all that the data has
     limit=N              at most so many training and test samples
     device=cpu           or cuda
     embed=FILE           instead of probing, write embeddings of the training samples: .safetensors or .parquet
@@ -95,7 +96,7 @@ def embed(sources: Sources, path: Path) -> str:
     Raises:
         RecipeError: a file that is neither .safetensors nor .parquet, or another setting would not be used.
     """
-    unused = sorted(sources.settings.model_fields_set & {"probes", "sources", "seeds"})
+    unused = sorted(sources.settings.model_fields_set & {"probes", "sources", "seeds", "labels"})
     if unused:
         raise RecipeError(f"embed= probes nothing: {unused[0]}= would not be used")
     if path.suffix not in (".safetensors", ".parquet"):

@@ -76,6 +76,12 @@ def test_features_are_kept_and_used_again(trained: Path, monkeypatch: pytest.Mon
         evaluate.main([f"run={trained}", *QUICK, *SMALL, "probes=[knn]", "which=context"])
 
 
+def test_some_labels_only(trained: Path) -> None:
+    few = ("probes=[knn,regression]", "labels=[count,shape]")
+    assert evaluate.main([f"run={trained}", *QUICK, *SMALL, *few]) == 0
+    assert {row["task"] for row in rows_of(trained)} == {"count", "shape"}
+
+
 def test_no_test_label_is_used_for_any_choice(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = [f"run={trained}", *QUICK, *SMALL, "probes=[knn,linear,lowshot,regression]"]
     assert evaluate.main(command) == 0
@@ -157,6 +163,8 @@ def test_own_folder_holds_out_its_own_test_set(trained: Path, tmp_path: Path) ->
         (["data=shapes", "limit=9", "probes=[movement]"], "masker jepa.maskers.Saccade"),
         (["data=shapes", "limit=9", "probes=[retrieval]", "sources=[pixels]"], "needs a model that joins modalities"),
         (["data=shapes", "limit=9", "probes=[finetune]", "sources=[pixels]"], "score nothing on the labels shape"),
+        (["data=shapes", "labels=[colors]"], "labels: no 'colors' in the data, did you mean 'colour'?"),
+        (["labels=[]"], "labels=[]: Value error, name at least one"),
         (["sources=[]"], "sources=[]: Value error, name at least one"),
         (["probes=[]"], "probes=[]: Value error, name at least one"),
         (["seeds=[]"], "seeds=[]: Value error, name at least one"),

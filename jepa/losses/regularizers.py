@@ -136,8 +136,8 @@ class MeanInvariance(Regularizer):
         """The weighted scalar "invariance"."""
         said, query = outcome.prediction, outcome.query
         wanted = Tokens(outcome.target.at(query), query) if isinstance(query, Indices) else outcome.target
-        means = (Tokens(upcast(side.x), side.index).pooled() for side in (said, wanted))
-        return {"invariance": self.weight * F.mse_loss(*means)}
+        means, true = (Tokens(upcast(side.x), side.index).pooled() for side in (said, wanted))
+        return {"invariance": self.weight * F.mse_loss(means, true)}
 
 
 def variance_of_sets(tokens: Tokens) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, field_validator
 from torch import Tensor
 
-from jepa.build import build, build_model
+from jepa.build import build, build_model, nearest
 from jepa.data import Saccades, center_crop
 from jepa.data.base import DataError, SampleDataset
 from jepa.interfaces import Encoder
@@ -52,15 +52,16 @@ class Settings(BaseModel):
     which: Which | None = None
     seeds: tuple[int, ...] = (0,)
     limit: int | None = None
+    labels: tuple[str, ...] | None = None
     device: str = "cpu"
     embed: str | None = None
     trained_probe: str | None = None
     trust: tuple[str, ...] = ()
 
-    @field_validator("probes", "sources", "seeds")
+    @field_validator("probes", "sources", "seeds", "labels")
     @classmethod
-    def _some(cls, given: tuple[Any, ...]) -> tuple[Any, ...]:
-        if not given:
+    def _some(cls, given: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+        if given == ():
             raise ValueError("name at least one")
         return given
 
@@ -82,7 +83,7 @@ class Sources:
         settings: of the command line.
 
     Raises:
-        DataError: no labels, or training and test labels that differ.
+        DataError: no labels, training and test labels that differ, or a setting names one that there is not.
     """
 
     def __init__(self, model: Pretrained, data: Mapping[str, Any], settings: Settings) -> None:
@@ -95,6 +96,10 @@ class Sources:
         self.labels = self.train.label_names
         if self.test is not None and self.test.label_names != self.labels:
             raise DataError(f"training and test labels differ: {self.labels} and {self.test.label_names}")
+        if settings.labels is not None:
+            for label in set(settings.labels) - set(self.labels):
+                raise DataError(f"labels: no {label!r} in the data, {nearest(label, self.labels)}")
+            self.labels = {label: self.labels[label] for label in settings.labels}
 
     def splits(self, seed: int, make: Callable[[Source, int, SampleDataset, str], Features]) -> dict[str, Split]:
         """Training and test features of each source, made by `features` or `pairs`."""
