@@ -435,6 +435,11 @@ def test_one_modality_is_asked_from_another_as_its_own_task() -> None:
         found[number] = encode(x)["clip from sound"]
     told = joint_embeddings(model.encoder, lambda x: x, model, posing.asks)(x)
     assert told["clip from sound"].equal(found[2])
+    steps, rows, columns = model.encoder.grid({name: part.shape[2:] for name, part in x.items()}).parts["clip"]
+    alone = model.encoder(View({"clip": x["clip"]})).dense().view(len(x["clip"]), steps, rows * columns, -1)
+    torch.testing.assert_close(told["clip in time"], alone.mean(2).flatten(1))
+    torch.testing.assert_close(told["clip"], alone.mean((1, 2)))
+    assert told["clip from sound"].shape == told["clip in time"].shape
     assert not torch.allclose(found[2], found[0])
     with pytest.raises(ValueError, match="leaves clip only"):
         joint_embeddings(model.encoder, lambda x: x)({"clip": x["clip"]})

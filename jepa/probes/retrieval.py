@@ -15,7 +15,7 @@ from jepa.interfaces import Encoder
 from jepa.model import JEPA
 from jepa.probes.base import Labelled, check_features
 from jepa.probes.ridge import ridge_probe
-from jepa.types import Indices, Input, JointGrid, View, each
+from jepa.types import Indices, Input, JointGrid, Tokens, View, each
 
 KS = (1, 5, 10)
 _ROUNDING = 1e-12  # of float64, with room: products of equal rows differ by the order of their sums
@@ -68,8 +68,9 @@ Asks = Callable[[str, str], int]  # (seen, asked) -> number of the task
 def joint_embeddings(
     encoder: Encoder, normalize: Callable[[Any], Input], jepa: JEPA | None = None, asks: Asks = lambda seen, asked: 0
 ) -> Callable[[Input], dict[str, Tensor]]:
-    """`encode` for `extract`: mean embeddings of each modality alone, by its name, and where a whole JEPA is given, of
-    what it predicts of one modality from another, as "one from other".
+    """`encode` for `extract`: mean embeddings of each modality alone, by its name; where a whole JEPA is given also
+    means in each step of time (B, T * D), of each modality alone ("one in time") and of what is predicted of it from
+    another ("one from other").
 
     Args:
         encoder: of modalities.
@@ -89,19 +90,27 @@ def joint_embeddings(
                 f"one modality is to be found by another, but data.eval_transform leaves "
                 f"{'one' if isinstance(x, Tensor) else ', '.join(x)} only"
             )
-        found = {name: encoder(View({name: part})).pooled() for name, part in x.items()}
+        alone = {name: encoder(View({name: part})) for name, part in x.items()}
+        found = {name: tokens.pooled() for name, tokens in alone.items()}
         if jepa is not None:
+            grid = encoder.grid(each(x, lambda part: part.shape[2:]))
+            assert isinstance(grid, JointGrid)
+            found |= {f"{name} in time": _in_time(tokens, grid.parts[name]) for name, tokens in alone.items()}
             for seen, asked in permutations(x, 2):
-                found[f"{asked} from {seen}"] = _predicted(jepa, x, seen, asked, asks(seen, asked))
+                predicted = _predicted(jepa, x, grid, seen, asked, asks(seen, asked))
+                found[f"{asked} from {seen}"] = _in_time(predicted, grid.parts[asked])
         return found
 
     return encode
 
 
-def _predicted(jepa: JEPA, x: Any, seen: str, asked: str, task: int) -> Tensor:
-    """(B, D) mean of what is predicted at all positions of one modality, from all of another."""
-    grid = jepa.encoder.grid(each(x, lambda part: part.shape[2:]))
-    assert isinstance(grid, JointGrid)
+def _in_time(tokens: Tokens, grid: tuple[int, ...]) -> Tensor:
+    """(B, T * D) means of tokens over all axes of a grid but the first."""
+    return tokens.dense().unflatten(1, (grid[0], -1)).mean(2).flatten(1)
+
+
+def _predicted(jepa: JEPA, x: Any, grid: JointGrid, seen: str, asked: str, task: int) -> Tokens:
+    """What is predicted at all positions of one modality, from all of another."""
     samples, device = len(View(x)), next(iter(x.values())).device
 
     def whole(name: str) -> Indices:
@@ -110,4 +119,4 @@ def _predicted(jepa: JEPA, x: Any, seen: str, asked: str, task: int) -> Tensor:
         return Indices.of(places.repeat(samples), torch.full((samples,), len(places), device=device), grid)
 
     context = jepa.encoder(View(x, whole(seen)))
-    return jepa.predictor(context, replace(whole(asked), task=task)).pooled()
+    return jepa.predictor(context, replace(whole(asked), task=task))

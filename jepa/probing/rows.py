@@ -226,7 +226,7 @@ def found_by_others(
         task = f"{asked} of {seen}"
         found[task, "linear map"] = mapped((train[seen], train[asked]), (test[seen], test[asked]), seed)
         if predicted:
-            found[task, "predictor"] = recalls(test[f"{asked} from {seen}"], test[asked])
+            found[task, "predictor"] = recalls(test[f"{asked} from {seen}"], test[f"{asked} in time"])
     return found
 
 
