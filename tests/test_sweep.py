@@ -1,13 +1,15 @@
-"""The table of a sweep: a column for each number, and arms that are probed in their own way."""
+"""Sweeps: their curves, and the table: a column for each number, and arms that are probed in their own way."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import yaml
 
+from benchmarks import curves
 from benchmarks.sweep import read, table
 
 ARMS = {"recipe": "x", "evaluate": ["limit=9"], "arms": {"one": [], "two": []}, "evaluate_arms": {"two": ["limit=3"]}}
@@ -40,3 +42,17 @@ def test_an_arm_may_be_probed_in_its_own_way(tmp_path: Path) -> None:
     assert sweep.probing("two") == ["limit=9", "limit=3"]
     with pytest.raises(SystemExit, match=r"evaluate_arms names \['three'\]; the arms are \['one', 'two'\]"):
         read([written(tmp_path, ARMS | {"evaluate_arms": {"three": []}})])
+
+
+def test_curves_of_two_runs(tmp_path: Path) -> None:
+    for name, rank in (("healthy", 40.0), ("collapsed", 3.0)):
+        rows = [{"step": s, "samples": 32 * s, "loss": 1 / s, "target_rank": rank * s} for s in (1, 2, 3)]
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "curves.svg"
+    curves.main([str(out), *(f"{n} & so on={tmp_path / n}" for n in ("healthy", "collapsed")), "show=loss,target_rank"])
+    page = ElementTree.fromstring(out.read_text())
+    texts = [text.text for text in page.iterfind(".//{*}text")]
+    assert {"loss, over samples", "target rank, over samples", "healthy & so on", "collapsed & so on"} <= set(texts)
+    lines = [path.get("d") for path in page.iterfind(".//{*}path") if (path.get("d") or "").count("L") == 2]
+    assert len(lines) == len(set(lines)) + 1 == 4  # the losses are alike, the ranks are not
