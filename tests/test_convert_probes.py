@@ -148,6 +148,16 @@ def test_a_converted_probe_is_scored_on_data(
     assert rows["shape", "chance"]["score"] >= 1 / len(names)
     assert not (folder / "features").exists()
 
+    with monkeypatch.context() as patched:  # two clips of each recording: the probe reads the tokens of both
+        patched.setattr(MovingShapes, "clips", 2, raising=False)
+        assert evaluate.main([*command, *clips_data]) == 0
+    tokens = model.features(clips, pool="none").flatten(1, -2).unflatten(0, (12, 2)).flatten(1, 2)
+    probe = TrainedProbe.load(folder)
+    answers = probe.codes(names)[probe.head(tokens).argmax(1)].tolist()
+    right = [answer == int(data[2 * i].labels["shape"]) for i, answer in enumerate(answers)]
+    joined = next(r for r in json.loads((folder / "evaluation.json").read_text()) if r["task"] == "shape")
+    assert (joined["score"], joined["details"]["samples"]) == (sum(right) / 12, 12)
+
     for name, width, many in (("wide", 48, len(names)), ("many", 32, 97)):
         path = saved(published("vjepa_probe", width, many), tmp_path / f"{name}.pth.tar")
         assert main([f"from={path}", "kind=vjepa_probe", "heads=4", f"to={tmp_path / name}"]) == 0

@@ -125,6 +125,7 @@ def extract(
     transform: Transform | None,
     encode: Callable[[Input], dict[str, Tensor]],
     *,
+    finish: Callable[[dict[str, Tensor]], dict[str, Tensor]] = lambda found: found,
     indices: Sequence[int] | None = None,
     batch_size: int = 64,
     workers: int = 0,
@@ -139,6 +140,7 @@ def extract(
         dataset: raw samples.
         transform: applied to each x; it must not be random.
         encode: a batch (B, C, *size) as stacked -> features by kind, first axis B.
+        finish: features of some whole recordings -> what is kept of them, where that is less.
         indices: of the recordings to use; all by default.
         batch_size: inputs of the encoder at a time.
         workers: of the loader.
@@ -159,7 +161,7 @@ def extract(
             for reason in unread.lost if isinstance(unread, Recording) else (unread,):
                 log.warning("skipped %s", reason)
         if samples:
-            parts.append(whole(encode, [sample.x for sample in samples], items.clips))
+            parts.append(finish(whole(encode, [sample.x for sample in samples], items.clips)))
             read += [Recording(torch.empty(0), own(sample.labels), sample.name) for sample in samples]
     if not read:
         raise ValueError(f"none of {len(items)} samples could be read")

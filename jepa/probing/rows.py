@@ -118,9 +118,16 @@ def score_trained(sources: Sources, probe: TrainedProbe) -> list[Row]:
 
     def encode(x: Input) -> dict[str, Tensor]:
         view = View(sources.model.normalize(each(x, lambda part: part.to(device))))
-        return {"shares": head(encoder.features(view, (-1,))[0].dense()).softmax(-1)}  # averaged over clips and views
+        return {"tokens": encoder.features(view, (-1,))[0].dense()}
 
-    scored = sources.extract(sources.train if sources.test is None else sources.test, encode, "trained probe")
+    def finish(found: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Probabilities of tokens of all clips together, averaged over views."""
+        tokens = found["tokens"].to(device)
+        shares = head(tokens.flatten(0, -3)).softmax(-1)
+        return {"shares": shares.unflatten(0, (len(tokens), -1)).mean(1).cpu()}
+
+    dataset = sources.train if sources.test is None else sources.test
+    scored = sources.extract(dataset, encode, "trained probe", finish=finish)
     rows: list[Row] = []
     for label, names in fitting.items():
         if probe.names is not None and sorted(probe.names) != sorted(names):

@@ -137,17 +137,19 @@ class Sources:
 
         return cached(Path(settings.run) / "features", identity, make)
 
-    def extract(self, dataset: SampleDataset, encode: Callable, title: str) -> Features:
-        return self._extract(dataset, self.transform, encode, title)
+    def extract(self, dataset: SampleDataset, encode: Callable, title: str, **more: Any) -> Features:
+        return self._extract(dataset, self.transform, encode, title, **more)
 
-    def _extract(self, dataset: SampleDataset, transform: Callable | None, encode: Callable, title: str) -> Features:
+    def _extract(
+        self, dataset: SampleDataset, transform: Callable | None, encode: Callable, title: str, **more: Any
+    ) -> Features:
         indices = None
         count, limit = recordings(dataset), self.settings.limit
         if limit is not None and limit < count:
             order = torch.randperm(count, generator=generator(0, Stream.PROBE, 100))
             indices = order[:limit].sort().values.tolist()
         workers = self.data["workers"]
-        return extract(dataset, transform, encode, indices=indices, workers=workers, title=title)
+        return extract(dataset, transform, encode, indices=indices, workers=workers, title=title, **more)
 
     def encoder(self, source: str, seed: int) -> Encoder:
         """The model's encoder, or an untrained one of the same architecture."""
