@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -251,3 +252,6 @@ def test_each_view_has_batch_statistics_of_its_own() -> None:
     torch.testing.assert_close(split(tokens, torch.empty(8, 0)).x, torch.cat(halves))
     with pytest.raises(ValueError, match=r"3 samples are not 2 views each: set views=1"):
         two.train()(View(INPUT[:3]))
+    for make in (partial(Timm, name="test_resnet"), partial(MLP, embed_dim=16, hidden=4)):
+        with pytest.raises(ValueError, match="views=0 must be at least 1"):
+            make(views=0)

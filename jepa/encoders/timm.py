@@ -37,7 +37,7 @@ class Timm(Encoder):
         views: that a training batch holds of each sample, one after the other; each has batch statistics of its own.
 
     Raises:
-        ValueError: timm does not know the model, or the model an option; or an option names weights.
+        ValueError: timm does not know the model, or the model an option; an option names weights; no views.
     """
 
     hides = False
@@ -58,6 +58,8 @@ class Timm(Encoder):
         super().__init__()
         import timm  # seconds that only those wait for who use it
 
+        if views < 1:
+            raise ValueError(f"views={views} must be at least 1")
         options = dict(options or {})
         for option in (option for option in FOREIGN if option in options):
             raise ValueError(

@@ -96,12 +96,17 @@ class MLP(Predictor):
         embed_dim: the encoder's width, in and out.
         hidden: width of its one hidden layer, which has batch norm and a ReLU.
         views: that a training batch holds of each sample, one after the other; each has batch statistics of its own.
+
+    Raises:
+        ValueError: no views.
     """
 
     answers = Tensor
 
     def __init__(self, *, embed_dim: int, hidden: int, views: int = 1) -> None:
         super().__init__()
+        if views < 1:
+            raise ValueError(f"views={views} must be at least 1")
         self.mlp = mlp([embed_dim, hidden, embed_dim], nn.ReLU, batch_norm=True)
         self.views = views
 
