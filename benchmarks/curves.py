@@ -13,7 +13,7 @@ from html import escape
 from pathlib import Path
 
 from jepa.metrics import read_metrics
-from jepa.report.charts import HEIGHT, LEFT, TOP, WIDTH, Chart, line_chart
+from jepa.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Chart, line_chart
 
 SHOWN = "loss,target_rank,position_share"
 TITLE, LEGEND = 20, 24  # heights of the lines above and below the charts
@@ -47,13 +47,13 @@ def drawn(chart: Chart) -> Iterator[str]:
     """The elements of one chart."""
     yield f'<text class="title" x="{LEFT}" y="-6">{escape(chart.title)}</text>'
     for tick in chart.y_ticks:
-        yield f'<path class="axis" d="M{LEFT} {tick.y:.1f}H{WIDTH - 14}"/>'
+        yield f'<path class="axis" d="M{LEFT} {tick.y:.1f}H{WIDTH - RIGHT}"/>'
         yield f'<text x="{tick.x:.1f}" y="{tick.y + 3:.1f}" text-anchor="end">{tick.text}</text>'
     for tick in chart.x_ticks:
         yield f'<text x="{tick.x:.1f}" y="{tick.y:.1f}" text-anchor="middle">{tick.text}</text>'
     for line, colour in zip(chart.lines, COLOURS, strict=False):
         yield f'<path d="{line.path}" stroke="{colour}"/>'
-    yield f'<path class="axis" d="M{LEFT} {TOP}V{HEIGHT - 22}"/>'
+    yield f'<path class="axis" d="M{LEFT} {TOP}V{HEIGHT - BOTTOM}"/>'
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -126,7 +126,7 @@ class Timm(Encoder):
 
     def forward(self, view: View) -> Tokens:
         tokens = self._features(view)
-        return Tokens(by_view(self.projector, tokens.x, self._parts), tokens.index)
+        return Tokens(by_view(self.projector, tokens.x, self.views, self.training), tokens.index)
 
     def features(self, view: View, layers: Sequence[int]) -> list[Tokens]:
         """Tokens of the backbone, before the projector; there is no layer but -1."""
@@ -143,12 +143,8 @@ class Timm(Encoder):
                 f"the encoder takes {self.in_chans} channels, the input {tuple(x.shape)} has {x.shape[1]}: "
                 f"set encoder.in_chans={x.shape[1]}"
             )
-        x = by_view(partial(self._output, self.backbone), x, self._parts)
+        x = by_view(partial(self._output, self.backbone), x, self.views, self.training)
         return Tokens(x.flatten(0, -2), Indices.all(x.shape[0], tuple(x.shape[1:-1]), x.device))
-
-    @property
-    def _parts(self) -> int:
-        return self.views if self.training else 1
 
     def _output(self, backbone: Any, x: Tensor) -> Tensor:
         """The pooled output (B, 1, D), or that of the last stage (B, rows, columns, D)."""

@@ -36,13 +36,14 @@ def mlp(
     return nn.Sequential(*layers)
 
 
-def by_view(net: Callable[[Tensor], Tensor], x: Tensor, views: int) -> Tensor:
-    """`net` of each of the equal parts of a batch in turn, so that its batch norm sees one view of the samples alone.
+def by_view(net: Callable[[Tensor], Tensor], x: Tensor, views: int, training: bool) -> Tensor:
+    """`net` of a batch; in training of each of its equal parts in turn, so that batch norm sees one view of the samples
+    alone.
 
     Raises:
         ValueError: the batch does not divide.
     """
-    if views == 1:
+    if views == 1 or not training:
         return net(x)
     if len(x) % views:
         raise ValueError(f"{len(x)} samples are not {views} views each: set views=1, or data.batch_transform.both_ways")

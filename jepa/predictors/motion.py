@@ -111,7 +111,7 @@ class MLP(Predictor):
         self.views = views
 
     def forward(self, context: Tokens, query: Indices | Tensor) -> Tokens:
-        return Tokens(by_view(self.mlp, context.x, self.views if self.training else 1), context.index)
+        return Tokens(by_view(self.mlp, context.x, self.views, self.training), context.index)
 
 
 class Identity(Predictor):
