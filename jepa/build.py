@@ -102,6 +102,15 @@ def parameters(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     return {name: parameter for name, parameter in signature.items() if parameter.kind not in anything}
 
 
+def defaults(target: Callable[..., Any]) -> dict[str, Any]:
+    """The values of arguments that a recipe may leave out.
+
+    Raises:
+        RecipeError: as in `parameters`.
+    """
+    return {name: p.default for name, p in parameters(target).items() if p.default is not p.empty}
+
+
 def argument_types(target: Callable[..., Any]) -> Mapping[str, Any]:
     """Types of the arguments; none where they cannot be resolved, as with imports made for a type checker only."""
     try:

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from jepa import checkpoint
 from jepa import recipe as recipes
 from jepa.adapt import adapt
-from jepa.build import TARGET, RecipeError, locate, parameters
+from jepa.build import TARGET, RecipeError, defaults, locate
 from jepa.loading import Found, find
 from jepa.trainer import Trainer
 
@@ -80,9 +80,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]
 
 def _arguments(node: Mapping[str, Any], trusted: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of a part, with the defaults of the class that one's own recipe names: another's is never imported."""
-    known = parameters(locate(str(trusted[TARGET]), ""))
-    defaults = {name: p.default for name, p in known.items() if p.default is not p.empty}
-    return {**defaults, **{key: value for key, value in node.items() if key != TARGET}}
+    return {**defaults(locate(str(trusted[TARGET]), "")), **{key: v for key, v in node.items() if key != TARGET}}
 
 
 def _plain(key: str, value: Any) -> Any:

@@ -17,8 +17,18 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, Field, ValidationError
 from yaml import YAMLError
 
-from jepa.build import TARGET, RecipeError, argument_types, convert, locate, nearest, parameters, refuse_unknown
-from jepa.settings import DataSettings, Node, OptimSettings, SectionT, TrainSettings
+from jepa.build import (
+    TARGET,
+    RecipeError,
+    argument_types,
+    convert,
+    defaults,
+    locate,
+    nearest,
+    parameters,
+    refuse_unknown,
+)
+from jepa.settings import DataSettings, Node, OptimSettings, Section, SectionT, TrainSettings
 
 PARTS = ("encoder", "predictor", "masker", "target", "criterion", "model")
 KEYS = (
@@ -35,6 +45,7 @@ KEYS = (
     "train",
 )
 INIT_MODES = ("resume", "continue", "anneal", "adapt")
+SECTIONS: Mapping[str, type[Section]] = {"data": DataSettings, "optim": OptimSettings, "train": TrainSettings}
 SettingsT = TypeVar("SettingsT", bound=BaseModel)
 LENGTHS = ("warmup", "total")  # of a schedule
 
@@ -233,12 +244,24 @@ def length(value: int | str, where: str, *, steps: int, batch_size: int, dataset
 
 
 def difference(stored: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Keys that differ and matter, as "key: stored -> new"."""
-    a, b = dict(flat(stored)), dict(flat(new))
+    """Keys that differ and matter, as "key: stored -> new". A key that is left out has its default."""
+    a, b = dict(flat(_filled(stored, new))), dict(flat(_filled(new, new)))
     together = "train.accumulate" if new.get("regularizers") else None  # they look at a micro-batch's tokens together
     keys = [k for k in {**a, **b} if k == together or not any(fnmatchcase(f"{k}.", f"{free}.*") for free in FREE_KEYS)]
     absent = "(absent)"
     return [f"{k}: {a.get(k, absent)} -> {b.get(k, absent)}" for k in keys if a.get(k, absent) != b.get(k, absent)]
+
+
+def _filled(node: Any, own: Any, where: str = "") -> Any:
+    """A recipe with the defaults of what it leaves out. Those of a part are of the class that one's own recipe names:
+    another's is never imported."""
+    if not isinstance(node, Mapping) or not isinstance(own, Mapping):
+        return node
+    given = {key: _filled(value, own.get(key), f"{where}.{key}" if where else key) for key, value in node.items()}
+    if _is_node(own) and node.get(TARGET) == own[TARGET]:
+        return {**defaults(locate(own[TARGET], where)), **given}
+    fields = SECTIONS[where].model_fields if where in SECTIONS else {}
+    return {**{name: field.default for name, field in fields.items() if not field.is_required()}, **given}
 
 
 def write(recipe: Mapping[str, Any], path: Path) -> None:

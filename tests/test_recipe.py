@@ -315,5 +315,22 @@ def test_micro_batches_are_free_unless_a_term_looks_at_them_together() -> None:
 
 
 def test_difference_names_keys_that_matter() -> None:
-    old, new = settled(), settled("data.workers=3", "train.log_every=7", "run_dir=x", "seed=1", "~encoder.drop_path")
-    assert recipes.difference(old, new) == ["seed: 0 -> 1", "encoder.drop_path: 0.0 -> (absent)"]
+    old, new = settled(), settled("data.workers=3", "train.log_every=7", "run_dir=x", "seed=1", "encoder.drop_path=0.1")
+    assert recipes.difference(old, new) == ["seed: 0 -> 1", "encoder.drop_path: 0.0 -> 0.1"]
+
+
+def test_what_is_left_out_has_its_default() -> None:
+    """A run that was begun before a key existed is continued."""
+    shorter = settled()
+    del shorter["encoder"]["drop_path"], shorter["optim"]["predictor_lr"], shorter["train"]["clip_parts"]
+    assert recipes.difference(shorter, settled()) == recipes.difference(settled(), shorter) == []
+    changed = settled("optim.predictor_lr=0.1", "encoder.drop_path=0.1")
+    assert sorted(recipes.difference(shorter, changed)) == [
+        "encoder.drop_path: 0.0 -> 0.1",
+        "optim.predictor_lr: None -> 0.1",
+    ]
+
+
+def test_a_stored_part_that_is_gone_is_a_difference() -> None:
+    stored = {**settled(), "encoder": {"_target_": "gone.Part"}}
+    assert "encoder._target_: gone.Part -> jepa.encoders.ViT" in recipes.difference(stored, settled())
