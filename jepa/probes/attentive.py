@@ -15,7 +15,12 @@ from jepa.types import Indices
 
 
 class CrossAttention(nn.Module):
-    """softmax(q k^T / sqrt(D / H)) v of given queries over tokens, without an output projection.
+    """softmax(q k^T / sqrt(D / H)) v of given queries over LN(x), without an output projection.
+
+    All samples share the queries, so neither keys nor values of tokens are computed: scores are products of tokens with
+    W_k^T q, and W_v is applied to what was read, as are scale and shift of the LayerNorm. For Q queries that is Q H / D
+    of the work. (What keys have in common, like their bias, adds the same to all scores of a query: softmax takes it
+    away.)
 
     Args:
         dim, heads: width D and number of heads, which must divide it.
@@ -32,10 +37,15 @@ class CrossAttention(nn.Module):
         if unused_proj:
             self.proj = nn.Linear(dim, dim).requires_grad_(False)
 
-    def forward(self, query: Tensor, x: Tensor) -> Tensor:  # (B, Q, D), (B, L, D) -> (B, Q, D)
-        q = self.q(query).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        k, v = self.kv(x).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    def forward(self, query: Tensor, x: Tensor, norm: nn.LayerNorm) -> Tensor:  # (Q, D), (B, L, D) -> (B, Q, D)
+        keys, values = self.kv.weight.unflatten(0, (2, self.heads, -1))  # (H, D / H, D) each
+        q = self.q(query).unflatten(-1, (self.heads, -1)) / sqrt(keys.shape[1])
+        sought = norm.weight * torch.einsum("qhc,hcd->qhd", q, keys).flatten(0, 1)
+        x = F.layer_norm(x, norm.normalized_shape, eps=norm.eps)
+        weights = (x @ sought.T).softmax(1)  # (B, L, Q H)
+        read = norm.weight * (weights.mT @ x).unflatten(1, (-1, self.heads)) + norm.bias
+        bias = self.kv.bias.chunk(2)[1]
+        return torch.einsum("bqhd,hcd->bqhc", read, values).flatten(2) + bias
 
 
 class CrossAttentionBlock(nn.Module):
@@ -50,8 +60,8 @@ class CrossAttentionBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), activation)
 
-    def forward(self, query: Tensor, x: Tensor) -> Tensor:  # (B, Q, D), (B, L, D) -> (B, Q, D)
-        q = query + self.xattn(query, self.norm1(x))
+    def forward(self, query: Tensor, x: Tensor) -> Tensor:  # (Q, D), (B, L, D) -> (B, Q, D)
+        q = query + self.xattn(query, x, self.norm1)
         return q + self.mlp(self.norm2(q))
 
 
@@ -108,7 +118,7 @@ class AttentivePooler(nn.Module):
             for block in self.blocks:
                 packed = block(packed, layout)
             x = packed.view_as(x)
-        return self.cross_attention_block(self.query_tokens.expand(samples, -1, -1), x).squeeze(1)
+        return self.cross_attention_block(self.query_tokens[0], x).squeeze(1)
 
 
 class AttentiveClassifier(nn.Module):
