@@ -24,7 +24,7 @@ CLIP, PATCH, GRID = (4, 16, 32), (2, 4, 8), (2, 4, 4)
 
 
 @pytest.mark.parametrize(("sweep", "arm"), ARMS)
-def test_every_arm_is_a_recipe_and_parts_of_its_own_take_a_step(sweep: dict[str, Any], arm: str):
+def test_every_arm_is_a_recipe_and_parts_of_its_own_learn(sweep: dict[str, Any], arm: str):
     given = [*sweep.get("overrides", []), *sweep["arms"][arm]]
     recipe = recipes.load_recipe([f"recipe={sweep['recipe']}", *given])
     if "benchmarks." not in str(recipe):
@@ -33,7 +33,10 @@ def test_every_arm_is_a_recipe_and_parts_of_its_own_take_a_step(sweep: dict[str,
     size = recipe["data"]["size"]
     x = torch.randn(2, 3, *([size, size] if isinstance(size, int) else size))
     drawn = masker.sample(2, model.encoder.grid(x.shape[2:]), torch.Generator().manual_seed(0))
-    assert model(JepaBatch(View(x), [pose(x, task) for task in drawn])).loss.isfinite()
+    loss = model(JepaBatch(View(x), [pose(x, task) for task in drawn])).loss
+    loss.backward()
+    assert loss.isfinite()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
 
 
 def stem() -> OverlappingStem:

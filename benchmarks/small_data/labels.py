@@ -1,23 +1,25 @@
 """Train the encoder of vjepa_tiny *with* labels of direction and shape: can it learn at all what a JEPA is to learn?
 
-    python -m benchmarks.small_data.labels [steps=400] [gain=0] [stem=linear] [clips=10000] [seed=0]
+    python -m benchmarks.small_data.labels [--steps 400] [--gain 0] [--stem linear] [--clips 10000] [--seed 0]
 
 `gain` is the standard deviation of first weights times the square root of a layer's inputs; 0 leaves the published .02.
-`stem` is one of `benchmarks.small_data.parts.STEMS`. Prints mean losses on the way, and accuracies on 2,000 test clips.
+Prints mean losses on the way, and accuracies on 2,000 test clips.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 from math import sqrt
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.small_data.parts import VariedViT
+from benchmarks.small_data.parts import STEMS
+from jepa.build import build
 from jepa.data import MovingShapes
 from jepa.data.base import SampleDataset
+from jepa.recipe import load_recipe
 from jepa.types import View
 
 CLASSES = {"direction": 8, "shape": 6}
@@ -30,10 +32,12 @@ def drawn(data: SampleDataset) -> tuple[Tensor, Tensor]:
     return torch.stack([s.x for s in samples]), torch.tensor([[int(s.labels[n]) for n in CLASSES] for s in samples])
 
 
-def main(steps: int = 400, gain: float = 0.0, stem: str = "linear", clips: int = 10_000, seed: int = 0) -> None:
+def main(steps: int, gain: float, stem: str, clips: int, seed: int) -> None:
+    varied = "encoder._target_=benchmarks.small_data.parts.VariedViT"
+    recipe = load_recipe(["recipe=vjepa_tiny", varied, f"encoder.stem={stem}"])
     train, test = (drawn(MovingShapes(n, 48, 8, split=s)) for n, s in ((clips, "train"), (2000, "test")))
     torch.manual_seed(seed)
-    encoder = VariedViT(dim=96, depth=4, heads=3, patch_size=(4, 8, 8), axis_order="first_first", stem=stem)
+    encoder = build(recipe["encoder"], "encoder")
     for layer in encoder.modules():
         if gain and isinstance(layer, nn.Linear):
             nn.init.trunc_normal_(layer.weight, std=gain / sqrt(layer.in_features), a=-2.0, b=2.0)
@@ -66,8 +70,8 @@ def main(steps: int = 400, gain: float = 0.0, stem: str = "linear", clips: int =
 
 
 if __name__ == "__main__":
-    types = {"steps": int, "gain": float, "stem": str, "clips": int, "seed": int}
-    given = dict(argument.partition("=")[::2] for argument in sys.argv[1:])
-    if not given.keys() <= types.keys():
-        sys.exit(__doc__)
-    main(**{name: types[name](value) for name, value in given.items()})
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in {"steps": 400, "gain": 0.0, "clips": 10_000, "seed": 0}.items():
+        parser.add_argument(f"--{name}", type=type(default), default=default)
+    parser.add_argument("--stem", choices=STEMS, default="linear")
+    main(**vars(parser.parse_args()))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from math import prod
 from typing import Literal
 
 import torch
@@ -15,7 +14,7 @@ from jepa.encoders import ViT
 from jepa.interfaces import Encoder, Predictor, TargetUpdater
 from jepa.model import JEPA
 from jepa.nn.init import init_weights
-from jepa.nn.patch import PatchEmbed
+from jepa.nn.patch import PatchEmbed, cut
 from jepa.nn.position import AxisOrder, SinCosPosition
 from jepa.types import Indices, Tokens, View
 
@@ -80,14 +79,6 @@ class OverlappingStem(PatchEmbed):
             x = where_kept(norm, conv(x), grid, rows)
         tokens = cut(x, grid).flatten(1)
         return self.proj(tokens if rows is None else tokens.index_select(0, rows))
-
-
-def cut(x: Tensor, grid: Sequence[int]) -> Tensor:
-    """(B, C, *size) into the cells of a grid that divides it: (B * G, C, values of a cell)."""
-    axes = len(grid)
-    x = x.reshape(*x.shape[:2], *(side for g, s in zip(grid, x.shape[2:], strict=True) for side in (g, s // g)))
-    order = [0, *range(2, 2 + 2 * axes, 2), 1, *range(3, 3 + 2 * axes, 2)]  # (B, *grid, C, *cell)
-    return x.permute(order).reshape(len(x) * prod(grid), x.shape[1], -1)
 
 
 def join(cells: Tensor, grid: Sequence[int], size: Sequence[int]) -> Tensor:

@@ -63,12 +63,17 @@ class PatchEmbed(nn.Module):
                 f"the encoder takes {self.in_chans} channels, the input {tuple(x.shape)} has {x.shape[1]}: "
                 f"set encoder.in_chans={x.shape[1]}"
             )
-        axes, grid = len(self.patch_size), self.grid(x.shape[2:])
+        grid = self.grid(x.shape[2:])
         for axis, (g, p) in enumerate(zip(grid, self.patch_size, strict=True), start=2):
             x = x.narrow(axis, 0, g * p)
-        sizes = [size for pair in zip(grid, self.patch_size, strict=True) for size in pair]
-        x = x.reshape(*x.shape[:2], *sizes)  # (B, C, g0, p0, g1, p1, ...)
-        order = [0, *range(2, 2 + 2 * axes, 2), 1, *range(3, 3 + 2 * axes, 2)]
-        patches = x.permute(order)  # (B, *grid, C, *patch), still a view
-        cells = patches.reshape(x.shape[0] * prod(grid), -1)
+        cells = cut(x, grid).flatten(1)
         return self.proj(cells if rows is None else cells.index_select(0, rows))
+
+
+def cut(x: Tensor, grid: Sequence[int]) -> Tensor:
+    """(B, C, *size) into the cells of a grid that divides it: (B * G, C, values of a cell)."""
+    axes = len(grid)
+    sizes = [side for g, s in zip(grid, x.shape[2:], strict=True) for side in (g, s // g)]
+    x = x.reshape(*x.shape[:2], *sizes)  # (B, C, g0, p0, g1, p1, ...)
+    order = [0, *range(2, 2 + 2 * axes, 2), 1, *range(3, 3 + 2 * axes, 2)]
+    return x.permute(order).reshape(len(x) * prod(grid), x.shape[1], -1)  # of (B, *grid, C, *patch)

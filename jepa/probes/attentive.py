@@ -111,8 +111,8 @@ class AttentivePooler(nn.Module):
             self.cross_attention_block.mlp.fc2.weight.div_(sqrt(2 * max(1, depth - 1)))
 
     def forward(self, x: Tensor) -> Tensor:  # (B, L, D) -> (B, D)
-        samples, length, _ = x.shape
         if len(self.blocks):
+            samples, length, _ = x.shape
             layout = Layout.of(Indices.all(samples, (length,), x.device))
             packed = x.flatten(0, 1)
             for block in self.blocks:
