@@ -76,4 +76,4 @@ def cut(x: Tensor, grid: Sequence[int]) -> Tensor:
     sizes = [side for g, s in zip(grid, x.shape[2:], strict=True) for side in (g, s // g)]
     x = x.reshape(*x.shape[:2], *sizes)  # (B, C, g0, p0, g1, p1, ...)
     order = [0, *range(2, 2 + 2 * axes, 2), 1, *range(3, 3 + 2 * axes, 2)]
-    return x.permute(order).reshape(len(x) * prod(grid), x.shape[1], -1)  # of (B, *grid, C, *patch)
+    return x.permute(order).reshape(x.shape[0] * prod(grid), x.shape[1], -1)  # of (B, *grid, C, *patch)
