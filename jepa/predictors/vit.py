@@ -17,6 +17,20 @@ from jepa.nn.rotary import RopeStyle, RotaryPosition
 from jepa.types import Indices, JointGrid, Tokens
 
 
+def sets_each(context: Indices, query: Indices) -> int:
+    """Queried sets M of each context set.
+
+    Raises:
+        ValueError: the query's sets are not a multiple of the context's, or lie on another grid.
+    """
+    if len(query) % len(context) or query.grid != context.grid:
+        raise ValueError(
+            f"{len(query)} queried sets on grid {query.grid} do not belong to {len(context)} context sets on "
+            f"grid {context.grid}"
+        )
+    return len(query) // len(context)
+
+
 def pair_sequences(context: Indices, query: Indices) -> tuple[Layout, Tensor, Tensor]:
     """Lay out one sequence [context | queried positions] for each queried set.
 
@@ -29,14 +43,9 @@ def pair_sequences(context: Indices, query: Indices) -> tuple[Layout, Tensor, Te
         (N of the query,) where the queried tokens stand among them.
 
     Raises:
-        ValueError: the query's sets are not a multiple of the context's, or lie on another grid.
+        ValueError: see `sets_each`.
     """
-    if len(query) % len(context) or query.grid != context.grid:
-        raise ValueError(
-            f"{len(query)} queried sets on grid {query.grid} do not belong to {len(context)} context sets on "
-            f"grid {context.grid}"
-        )
-    times = len(query) // len(context)
+    times = sets_each(context, query)
     head = context.lengths.repeat_interleave(times)  # (S,) context tokens of each sequence
     layout = Layout(
         lengths=head + query.lengths,

@@ -18,6 +18,7 @@ from jepa.probes.splits import held_out_split, random_split
 from jepa.schedules import Cosine
 from jepa.seeding import Stream, generator, isolated
 
+LEAST_STEPS, LEAST_BATCH = 2000, 32
 _ORDER, _INIT = 5, 6  # first counters of the streams for the order of samples and for the start of the weights
 
 
@@ -32,7 +33,9 @@ class AttentiveSettings:
         final_weight_decay: where each weight decay ends, as a half cosine; None: constant.
         decay_all: decay biases, LayerNorms and the query too.
         clip: largest gradient norm of a head; None: no limit.
-        epochs, batch_size: length of training.
+        epochs: passes over the training samples.
+        batch_size: samples of a step, and fewer, down to `LEAST_BATCH`, where there would not be `LEAST_STEPS` steps:
+            few samples make no more work, but as many steps as a probe needs to begin to learn (docs/results.md).
         held_out: share of the training samples that settings are chosen by, in proportion to the classes.
         refit: train the chosen settings again on all training samples.
     """
@@ -55,6 +58,11 @@ class AttentiveSettings:
             raise ValueError(f"lrs={self.lrs} must be positive and weight_decays={self.weight_decays} not negative")
         if min(self.epochs, self.batch_size) < 1:
             raise ValueError("epochs and batch_size must be at least 1")
+
+    def steps_per_epoch(self, samples: int) -> int:
+        """So that batches are of equal size, as nearly as they can be."""
+        batch = min(self.batch_size, max(LEAST_BATCH, self.epochs * samples // LEAST_STEPS))
+        return ceil(samples / batch)
 
     @classmethod
     def vjepa(cls, heads: int) -> AttentiveSettings:
@@ -108,9 +116,8 @@ def _optimizer(heads: list[AttentiveClassifier], decay_all: bool) -> torch.optim
 
 def _steps(total: int, settings: AttentiveSettings, rng: torch.Generator) -> Iterator[Tensor]:
     """The rows of each step."""
-    per_epoch = ceil(total / settings.batch_size)
     for _ in range(settings.epochs):
-        yield from torch.randperm(total, generator=rng).tensor_split(per_epoch)
+        yield from torch.randperm(total, generator=rng).tensor_split(settings.steps_per_epoch(total))
 
 
 def _train(
@@ -135,7 +142,7 @@ def _train(
             )
         heads.append(head.to(device))
     optimizer = _optimizer(heads, settings.decay_all)
-    total = settings.epochs * ceil(len(data) / settings.batch_size)
+    total = settings.epochs * settings.steps_per_epoch(len(data))
     rng = generator(seed, Stream.PROBE, _ORDER, number)
     for step, rows in enumerate(_steps(len(data), settings, rng), start=1):
         for group in optimizer.param_groups:
