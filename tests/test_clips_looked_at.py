@@ -34,6 +34,7 @@ TINY_CLIPS = (
     "recipe=vjepa_tiny",
     "data.size=[4,32,32]",
     "masker=multiblock3d",
+    "predictor=vit",
     "predictor.mask_tokens=2",
     "encoder.patch_size=[2,8,8]",
     "data.dataset.count=40",

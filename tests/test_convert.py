@@ -16,6 +16,7 @@ from transformers import IJepaConfig, IJepaForImageClassification, IJepaModel
 
 import jepa
 from jepa.convert import ConversionError, Told, read, write
+from jepa.predictors import ConvPredictor
 from jepa.types import View
 from tests.test_published import filled
 
@@ -267,3 +268,7 @@ def test_what_a_format_cannot_hold_is_refused(tmp_path: Path) -> None:
         write(model, tmp_path / "x.pth.tar", "ijepa")
     with pytest.raises(RuntimeError, match="came without a predictor"):
         model.model.predictor(None, None)
+    published, _ = read(saved(ijepa_checkpoint(), tmp_path / "published.pth.tar"), "ijepa", TINY)
+    published.model.predictor = ConvPredictor(embed_dim=32)
+    with pytest.raises(ConversionError, match="holds a ViTPredictor, this model has a ConvPredictor"):
+        write(published, tmp_path / "x.pth.tar", "ijepa")

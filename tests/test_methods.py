@@ -96,7 +96,7 @@ SHRUNK: dict[str, tuple[str, ...]] = {
     "vjepa2_vitl16": CLIPS,
     "vjepa2_vitl16_cooldown": CLIPS,
     "vjepa_image": (*JOINT, "encoder.patch_size=[2,8,8]", "data.root={pictures}", "data.size=[2,32,32]"),
-    "vjepa_tiny": (*JOINT, "encoder.patch_size=[2,8,8]", "data.size=[4,32,32]"),
+    "vjepa_tiny": (*JOINT[:3], *PREDICTOR[:2], "encoder.patch_size=[2,8,8]", "data.size=[4,32,32]"),
     "vjepa_vith16": CLIPS,
     "vjepa_vith16_384": CLIPS,
     "vjepa_vitl16": CLIPS,

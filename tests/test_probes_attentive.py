@@ -178,3 +178,17 @@ def test_refusals():
         fit_attentive(Labelled(data.x, torch.zeros(20, dtype=torch.long)), QUICK)
     with pytest.raises(ValueError, match="depth=0"):
         AttentivePooler(dim=8, heads=2, depth=0)
+
+
+@pytest.mark.parametrize(
+    ("samples", "steps"),
+    [
+        (100_000, 391),  # enough of them: as published
+        (25_600, 100),
+        (4000, 100),  # 2,000 steps in all, of 40
+        (1600, 50),  # of 32, no fewer
+        (20, 1),
+    ],
+)
+def test_few_samples_make_smaller_batches_instead_of_few_steps(samples: int, steps: int) -> None:
+    assert AttentiveSettings.vjepa(8).steps_per_epoch(samples) == steps

@@ -28,6 +28,7 @@ TINY_CLIPS = (
     "recipe=vjepa_tiny",
     "data.size=[4,32,32]",
     "masker=multiblock3d",
+    "predictor=vit",
     "predictor.mask_tokens=2",
     "encoder.patch_size=[2,8,8]",
     "data.dataset.count=40",
@@ -67,7 +68,7 @@ def test_dry_run_of_the_tiny_recipe(jepa_run: Run) -> None:
     table = {line[:22].strip(): line[22:] for line in ran.out.splitlines()}
     assert table["grid"] == "2 x 6 x 6 = 72 tokens per sample for the target"
     assert table["task 1"].endswith("1 target sets of 43.0 (43 to 43)")
-    assert table["samples"].startswith("60,000")
+    assert table["samples"].startswith("32,000")
     assert all(int(table[part].split()[0].replace(",", "")) > 50_000 for part in ("encoder", "predictor"))
 
 

@@ -19,7 +19,7 @@ from jepa.convert.sources import ACTIVATIONS
 from jepa.encoders import ViT
 from jepa.loading import Pretrained, Which
 from jepa.nn.position import sincos_table
-from jepa.predictors import NoPredictor
+from jepa.predictors import NoPredictor, ViTPredictor
 
 Format = Literal["jepa", "ijepa", "vjepa", "vjepa2", "hf", "timm"]
 POSITIONS = ("position", "axis_order", "uniform_power")
@@ -71,9 +71,7 @@ def arguments(node: Mapping[str, Any]) -> dict[str, Any]:
 
 def _write_meta(model: Pretrained, path: Path, family: Family, report: Report) -> None:
     encoder, size = _fitting_encoder(model, family)
-    if isinstance(model.model.predictor, NoPredictor):
-        raise ConversionError(f"{family.name} has a predictor, and this model came without one")
-    _must_be(family, arguments(model.recipe["predictor"]), family.predictor_options, "predictor")
+    _fitting_predictor(model, family)
     found: dict[str, Weights] = {}
     for part in ("encoder", "target_encoder", "predictor"):
         module = model.model.teacher if part == "target_encoder" else getattr(model.model, part)
@@ -125,10 +123,8 @@ def _write_hf(model: Pretrained, path: Path, which: Which, report: Report) -> No
         "dtype": "float32",
     }
     if rotary:
-        predictor = arguments(model.recipe["predictor"])
-        config |= _vjepa2_config(encoder, predictor, size)
         same = {name: encoder[name] for name in ("norm_eps", "activation")}
-        _must_be(family, predictor, {**family.predictor_options, **same}, "predictor")
+        config |= _vjepa2_config(encoder, _fitting_predictor(model, family, same), size)
         weights |= to_theirs(
             model.model.predictor.state_dict(), family.predictor, report, kernel_shape=(), prefix="predictor."
         )
@@ -212,6 +208,22 @@ def _fitting_encoder(model: Pretrained, family: Family) -> tuple[dict[str, Any],
         if grid != theirs:
             raise ConversionError(f"positions are learned on a grid of {grid}, inputs of {size} have one of {theirs}")
     return encoder, size
+
+
+def _fitting_predictor(model: Pretrained, family: Family, same: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Arguments of the predictor, where the format can hold it; `same`: what must be as in the encoder.
+
+    Raises:
+        ConversionError: it cannot.
+    """
+    predictor = model.model.predictor
+    if isinstance(predictor, NoPredictor):
+        raise ConversionError(f"{family.name} has a predictor, and this model came without one")
+    if type(predictor) is not ViTPredictor:
+        raise ConversionError(f"{family.name} holds a ViTPredictor, this model has a {type(predictor).__name__}")
+    found = arguments(model.recipe["predictor"])
+    _must_be(family, found, {**family.predictor_options, **(same or {})}, "predictor")
+    return found
 
 
 def _must_be(family: Family, given: Mapping[str, Any], fixed: Mapping[str, Any], part: str) -> None:
