@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 
 import torch
@@ -13,7 +13,7 @@ from jepa.nn.blocks import Mlp
 from jepa.predictors.vit import sets_each
 from jepa.types import Indices, JointGrid, Tokens
 
-CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+CONVOLUTIONS: Mapping[int, Callable[..., nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
 class ConvBlock(nn.Module):
@@ -21,8 +21,8 @@ class ConvBlock(nn.Module):
 
     def __init__(self, dim: int, kernel: Sequence[int], mlp_ratio: float, norm_eps: float) -> None:
         super().__init__()
-        padding = [size // 2 for size in kernel]
-        self.conv = CONVOLUTIONS[len(kernel)](dim, dim, list(kernel), padding=padding, groups=dim)
+        padding = tuple(size // 2 for size in kernel)
+        self.conv = CONVOLUTIONS[len(kernel)](dim, dim, tuple(kernel), padding=padding, groups=dim)
         self.norm = nn.LayerNorm(dim, eps=norm_eps)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
 
