@@ -32,6 +32,10 @@ def drawn(data: SampleDataset) -> tuple[Tensor, Tensor]:
     return torch.stack([s.x for s in samples]), torch.tensor([[int(s.labels[n]) for n in CLASSES] for s in samples])
 
 
+def normalised(clips: Tensor) -> Tensor:
+    return (clips.float() / 255 - 0.5) / 0.19
+
+
 def main(steps: int, gain: float, stem: str, clips: int, seed: int) -> None:
     varied = "encoder._target_=benchmarks.small_data.parts.VariedViT"
     recipe = load_recipe(["recipe=vjepa_tiny", varied, f"encoder.stem={stem}"])
@@ -45,7 +49,7 @@ def main(steps: int, gain: float, stem: str, clips: int, seed: int) -> None:
     optimizer = torch.optim.AdamW([*encoder.parameters(), *head.parameters()], RATE, weight_decay=0.05)
 
     def answers(x: Tensor) -> tuple[Tensor, ...]:
-        pooled = encoder(View((x.float() / 255 - 0.5) / 0.19)).pooled()
+        pooled = encoder(View(normalised(x))).pooled()
         return head(pooled).split(list(CLASSES.values()), dim=1)
 
     losses = []

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.small_data.labels import drawn
+from benchmarks.small_data.labels import drawn, normalised
 from jepa.build import build
 from jepa.data import MovingShapes
 from jepa.interfaces import Encoder
@@ -23,9 +23,10 @@ from jepa.recipe import load_recipe
 from jepa.types import Indices, View
 
 BATCH, WARMUP, HIDDEN = 32, 50, 0.6
+TRANSFORMER = ["predictor=vit", "predictor.axis_order=first_first"]
 PREDICTORS = {
-    "transformer, 48 wide, 2 deep": ["predictor=vit", "predictor.dim=48", "predictor.depth=2"],
-    "transformer, 96 wide, 4 deep": ["predictor=vit", "predictor.dim=96", "predictor.depth=4"],
+    "transformer, 48 wide, 2 deep": [*TRANSFORMER, "predictor.dim=48", "predictor.depth=2"],
+    "transformer, 96 wide, 4 deep": [*TRANSFORMER, "predictor.dim=96", "predictor.depth=4"],
     "convolutions, 96 wide, 4 deep": [],
 }
 RATES = (1.4e-3, 5e-3)
@@ -40,7 +41,7 @@ def targets(encoder: Encoder, x: Tensor) -> Tensor:  # (B, C, T, H, W) -> (B, G,
 def learn(encoder: Encoder, clips: Tensor, parts: list[str], rate: float, steps: int, seed: int) -> list[float]:
     """Losses of the steps."""
     torch.manual_seed(seed)
-    recipe = load_recipe(["recipe=vjepa_tiny", *parts, *(["predictor.axis_order=first_first"] if parts else [])])
+    recipe = load_recipe(["recipe=vjepa_tiny", *parts])
     predictor = build(recipe["predictor"], "predictor", embed_dim=encoder.embed_dim)
     optimizer = torch.optim.AdamW(predictor.parameters(), rate, weight_decay=0.04)
     grid, losses = encoder.grid(clips.shape[2:]), []
@@ -57,10 +58,6 @@ def learn(encoder: Encoder, clips: Tensor, parts: list[str], rate: float, steps:
         optimizer.step()
         losses.append(loss.item())
     return losses
-
-
-def normalised(clips: Tensor) -> Tensor:
-    return (clips.float() / 255 - 0.5) / 0.19
 
 
 def main(steps: int, clips: int, seed: int) -> None:
