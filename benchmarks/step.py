@@ -1,8 +1,8 @@
 """Speed of a training step against the method written down plainly: `python -m benchmarks.step`
 
 Every round times each row once, one after another; a ratio compares two times of the same round. With one thread (the
-default) times are CPU seconds of this process, so that other processes on the machine disturb them less. On CUDA it
-also measures the ViT-H/14's share of the matrix-product peak.
+default) times are CPU seconds of this process, so that other processes on the machine disturb them less. It runs on the
+CPU; `benchmarks.gpu` is for CUDA.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from jepa.encoders import ViT
 from jepa.losses import SmoothL1
 from jepa.maskers import MultiBlock
 from jepa.model import JEPA
-from jepa.nn.blocks import compile_blocks
 from jepa.optim import adamw, set_hyperparameters
 from jepa.predictors import ViTPredictor
 from jepa.targets import EMA
@@ -160,35 +159,6 @@ def compare(samples: int, rounds: int) -> None:
     print(f"{'ragged / cut masks, FLOP/s':40}{ratio('ours', 'ragged', work)}")
 
 
-def share_of_peak(samples: int = 128, rounds: int = 10) -> None:
-    """ViT-H/14 in bfloat16 on CUDA, compiled, on cut and on ragged masks; arithmetic counted before compiling."""
-    from jepa.bench import matmul_peak
-
-    device = torch.device("cuda")
-    peak = matmul_peak(device, torch.bfloat16)
-    model = JEPA(
-        encoder=ViT(dim=1280, depth=32, heads=16, patch_size=14),
-        predictor=ViTPredictor(embed_dim=1280, dim=384, depth=12, heads=16),
-        target=EMA(),
-        criterion=SmoothL1(),
-    ).to(device)
-    step = Step(model, torch.bfloat16)
-    masks = {"cut": MultiBlock(compat=True), "ragged": MultiBlock()}
-    batches = {name: draw(samples, 224, 14, masker).to(device) for name, masker in masks.items()}
-    work = {name: arithmetic(step, batch) for name, batch in batches.items()}
-    compile_blocks(model)
-    for name, batch in batches.items():
-        shares = []
-        for number in range(rounds + 3):
-            torch.cuda.synchronize()
-            start = time.perf_counter()
-            step(batch)
-            torch.cuda.synchronize()
-            if number >= 3:
-                shares.append(100 * work[name] / (time.perf_counter() - start) / peak)
-        print(f"{f'ViT-H/14, {name} masks, % of peak':40}{spread(shares)}   ({peak / 1e12:.0f} TFLOP/s)")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=16)
@@ -197,8 +167,6 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     compare(args.samples, args.rounds)
-    if torch.cuda.is_available():
-        share_of_peak()
 
 
 if __name__ == "__main__":

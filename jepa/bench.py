@@ -17,8 +17,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode, flop_registry, register_flop_formula
 
 from jepa import recipe as recipes
 from jepa.assemble import assemble
@@ -157,7 +157,7 @@ class Bench:
 
     def count(self, batch: JepaBatch) -> tuple[float, int]:
         """FLOPs of a step's forward and backward passes, and the tokens that they process."""
-        with FlopCounterMode(display=False) as counter:
+        with flop_counter(self.device) as counter:
             self.trainer.accelerator.backward(self.trainer.model(batch).loss)
         self.trainer.optimizer.zero_grad(set_to_none=True)
         tokens = 0
@@ -171,19 +171,56 @@ class Bench:
         return counter.get_total_flops(), tokens
 
 
+def flop_counter(device: torch.device) -> FlopCounterMode:
+    """Counts arithmetic, that of attention over packed sequences too, for which older releases of torch have no
+    formula."""
+    if device.type == "cuda":
+        register_varlen()
+    return FlopCounterMode(display=False)
+
+
+def register_varlen() -> None:
+    from torch.nn.attention import varlen  # noqa: F401  its operators are there from now on
+
+    operators = torch.ops.torch_attn
+    if operators._varlen_attn in flop_registry:
+        return
+
+    def products(query: Tensor, ends: Tensor) -> int:
+        """Of one (L, D) x (D, L) product for each head and sequence."""
+        lengths = ends.diff().double()
+        return int(2 * lengths.square().sum()) * query.shape[1] * query.shape[2]
+
+    @register_flop_formula(operators._varlen_attn, get_raw=True)
+    def forward(query: Tensor, key: Tensor, value: Tensor, ends: Tensor, *_: Any, **__: Any) -> int:
+        return 2 * products(query, ends)
+
+    @register_flop_formula(operators._varlen_attn_backward, get_raw=True)
+    def backward(
+        grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, ends: Tensor,
+        *_: Any, **__: Any,
+    ) -> int:  # fmt: skip
+        return 5 * products(query, ends)  # as torch counts its other kernels: scores are computed again
+
+
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a large square matrix product, the best of several."""
-    size = 8192 if device.type == "cuda" else 2048
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    """FLOP/s of square matrix products: the best of several, each twice as wide, until one takes a while."""
+    small = torch.randn(8, 8, device=device).to(dtype)
+    small @ small  # libraries load
     best = 0.0
-    for _ in range(5):
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        start = time.perf_counter()
-        a @ b
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        best = max(best, 2 * size**3 / (time.perf_counter() - start))
+    for size in (512, 1024, 2048, 4096, 8192):
+        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        for _ in range(5):
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            start = time.perf_counter()
+            a @ b
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            taken = time.perf_counter() - start
+            best = max(best, 2 * size**3 / taken)
+            if taken > 0.5:  # half precision on a processor without it
+                return best
     return best
 
 

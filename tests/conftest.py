@@ -1,18 +1,26 @@
-"""One thread for each test process: the models are tiny, and pytest-xdist has a process for each core."""
+"""One thread for each test process: the models are tiny, and pytest-xdist has a process for each core.
+
+Runs train on the CPU, where they are compared bit for bit, also on machines with a GPU.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 
 from jepa import run
+from jepa.probes.contrastive import ContrastiveSettings
+from jepa.probing import rows
 
 torch.set_num_threads(1)
+os.environ["ACCELERATE_USE_CPU"] = "true"  # for the commands that tests start too
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,12 @@ def fresh_accelerate() -> Iterator[None]:
     forget_accelerate()
     yield
     forget_accelerate()
+
+
+@pytest.fixture
+def few_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retrieval by attention as ever, but not trained for long."""
+    monkeypatch.setattr(rows, "ContrastiveSettings", partial(ContrastiveSettings, lrs=(1e-3,), steps=4))
 
 
 @pytest.fixture

@@ -13,7 +13,10 @@ from safetensors import safe_open
 
 from jepa import evaluate, run
 from jepa.data import Shapes
+from jepa.encoders import ViT
+from jepa.nn.position import sincos_table
 from jepa.probes import features
+from jepa.probes.features import pixel_features
 from jepa.probes.linear import LinearSettings, linear_probe
 from jepa.probing import rows, sources
 from tests.conftest import forget_accelerate
@@ -107,7 +110,21 @@ def test_no_test_label_is_used_for_any_choice(trained: Path, monkeypatch: pytest
 def test_attentive_probes_run_on_tokens(trained: Path) -> None:
     command = [f"run={trained}", "data=shapes", "data.labelled.train.count=60", "data.labelled.test.count=30"]
     assert evaluate.main([*command, "probes=[attentive]"]) == 0
-    assert {row["features"] for row in rows_of(trained)} >= {"model", "random_init", "chance"}
+    assert {row["features"] for row in rows_of(trained)} == {"model", "random_init", "pixels", "chance"}
+
+
+def test_raw_patches_are_what_the_encoder_is_given_and_where() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 5, 13, 12)
+    encoder = ViT(dim=24, depth=1, heads=2, patch_size=(2, 4, 4))
+    encode = pixel_features(lambda x: x, encoder.grid)
+    tokens = encode(x)["tokens"]
+    places = sincos_table(96, (2, 3, 3))
+    assert tokens.shape == (2, 18, 96)
+    kernel = encoder.patch_embed.proj.weight.view(24, 3, 2, 4, 4)
+    embedded = torch.conv3d(x, kernel, stride=(2, 4, 4)).flatten(2).mT
+    assert torch.allclose((tokens - places) @ encoder.patch_embed.proj.weight.T, embedded, atol=1e-5)
+    assert "tokens" not in pixel_features(lambda x: x)(x)
 
 
 def test_fine_tuning_stands_beside_training_from_scratch(trained: Path) -> None:

@@ -19,6 +19,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from jepa.interfaces import Encoder
+from jepa.nn.patch import cut
+from jepa.nn.position import sincos_table
 from jepa.types import Input, Sample, UnreadableSample, View, any_part, each
 
 log = logging.getLogger(__name__)
@@ -233,10 +235,13 @@ def encoder_features(encoder: Encoder, normalize: Callable[[Any], Input], *, tok
     return encode
 
 
-def pixel_features(normalize: Callable[[Any], Input]) -> Callable[[Input], dict[str, Tensor]]:
+def pixel_features(
+    normalize: Callable[[Any], Input], grid_of: Callable[[tuple[int, ...]], tuple[int, ...]] | None = None
+) -> Callable[[Input], dict[str, Tensor]]:
     """`encode` for the raw-input baseline: normalised inputs, averaged down to 16 cells an axis, flattened.
 
-    Of several modalities together, and of each alone by its name.
+    Of several modalities together, and of each alone by its name. Where `grid_of` tells an encoder's grid for inputs of
+    a size, also "tokens" (B, L, C * values of a patch): the patches as they are, with sin-cos positions added.
     """
 
     def cells(x: Tensor) -> Tensor:
@@ -244,10 +249,22 @@ def pixel_features(normalize: Callable[[Any], Input]) -> Callable[[Input], dict[
         return pool(x, tuple(min(PIXELS, size) for size in x.shape[2:])).flatten(1)
 
     def encode(x: Input) -> dict[str, Tensor]:
-        found = each(normalize(x), cells)
-        return {"last": torch.cat(list(found.values()), dim=1), **found} if isinstance(x, Mapping) else {"last": found}
+        x = normalize(x)
+        found = each(x, cells)
+        if isinstance(x, Mapping):
+            return {"last": torch.cat(list(found.values()), dim=1), **found}
+        return {"last": found} | ({} if grid_of is None else {"tokens": raw_patches(x, grid_of(x.shape[2:]))})
 
     return encode
+
+
+def raw_patches(x: Tensor, grid: tuple[int, ...]) -> Tensor:
+    """(B, C, *size) as tokens (B, L, C * values of a patch): what an encoder with this grid is given, and where."""
+    for axis, cells in enumerate(grid, start=2):
+        x = x.narrow(axis, 0, x.shape[axis] // cells * cells)
+    patches = cut(x, grid).flatten(1).unflatten(0, (len(x), -1))
+    width = patches.shape[-1]
+    return patches + sincos_table(width + width % 2, grid)[:, :width]
 
 
 def cached(folder: Path, key: Mapping[str, Any], make: Callable[[], Features]) -> Features:

@@ -68,9 +68,9 @@ Asks = Callable[[str, str], int]  # (seen, asked) -> number of the task
 def joint_embeddings(
     encoder: Encoder, normalize: Callable[[Any], Input], jepa: JEPA | None = None, asks: Asks = lambda seen, asked: 0
 ) -> Callable[[Input], dict[str, Tensor]]:
-    """`encode` for `extract`: mean embeddings of each modality alone, by its name; where a whole JEPA is given also
-    means in each step of time (B, T * D), of each modality alone ("one in time") and of what is predicted of it from
-    another ("one from other").
+    """`encode` for `extract`: of each modality alone mean embeddings, by its name, and tokens ("one tokens"); where a
+    whole JEPA is given also means in each step of time (B, T * D), of each modality alone ("one in time") and of what
+    is predicted of it from another ("one from other").
 
     Args:
         encoder: of modalities.
@@ -92,6 +92,7 @@ def joint_embeddings(
             )
         alone = {name: encoder(View({name: part})) for name, part in x.items()}
         found = {name: tokens.pooled() for name, tokens in alone.items()}
+        found |= {f"{name} tokens": tokens.dense() for name, tokens in alone.items()}
         if jepa is not None:
             grid = encoder.grid(each(x, lambda part: part.shape[2:]))
             assert isinstance(grid, JointGrid)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import combinations, permutations
+from math import gcd
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from jepa.interfaces import Masker
 from jepa.maskers import Joint
 from jepa.probes.attentive_fit import AttentiveSettings, attentive_probe
 from jepa.probes.base import Labelled, Score, accuracy
+from jepa.probes.contrastive import ContrastiveSettings, attended
 from jepa.probes.finetune import finetune
 from jepa.probes.knn import knn_probe
 from jepa.probes.linear import LinearSettings, linear_probe
@@ -183,8 +185,8 @@ def movement_rows(sources: Sources, seed: int) -> list[Row]:
 
 
 def retrieval_rows(sources: Sources, seed: int) -> list[Row]:
-    """How often what belongs to one modality is found by the other: with a linear map between their embeddings, and
-    with what the model itself predicts.
+    """How often what belongs to one modality is found by the other: with a linear map between their embeddings, with
+    attention to the tokens of both, and with what the model itself predicts.
 
     Raises:
         DataError: the model or the data has one modality, no encoder is asked for, or its embeddings cannot be used.
@@ -201,7 +203,7 @@ def retrieval_rows(sources: Sources, seed: int) -> list[Row]:
         encode = joint_embeddings(encoder, sources.model.normalize, whole, asks)
         try:
             split = sources.split(lambda data, part: sources.extract(data, encode, f"{source}, {part}"), seed)  # noqa: B023
-            found = found_by_others(split, encoder.modalities, whole is not None, seed)
+            found = found_by_others(split, encoder.modalities, whole is not None, seed, sources.settings.device)
         except ValueError as error:
             raise DataError(f"probe retrieval, {source}: {error}") from error
         for (task, way), recall in found.items():
@@ -224,16 +226,23 @@ def task_of(sources: Sources) -> Callable[[str, str], int]:
 
 
 def found_by_others(
-    split: Split, modalities: Sequence[str], predicted: bool, seed: int
+    split: Split, modalities: Sequence[str], predicted: bool, seed: int, device: str
 ) -> dict[tuple[str, str], dict[int, float]]:
-    """Recalls by task ("sound of clip") and way: by a linear map, and where there are any by predictions."""
+    """Recalls by task ("sound of clip") and way: by a linear map, by attention, and where there are any by
+    predictions."""
     train, test = split.train.x, split.test.x
     found = {}
-    for seen, asked in permutations([name for name in modalities if name in test], 2):
+    present = [name for name in modalities if name in test]
+    for seen, asked in permutations(present, 2):
         task = f"{asked} of {seen}"
         found[task, "linear map"] = mapped((train[seen], train[asked]), (test[seen], test[asked]), seed)
         if predicted:
             found[task, "predictor"] = recalls(test[f"{asked} from {seen}"], test[f"{asked} in time"])
+    for one, other in combinations(present, 2):
+        fit, held = ((x[f"{one} tokens"], x[f"{other} tokens"]) for x in (train, test))
+        settings = ContrastiveSettings(heads_for(gcd(fit[0].shape[-1], fit[1].shape[-1])))
+        forth, back = attended(fit, held, settings, seed=seed, device=device)
+        found[f"{other} of {one}", "attention"], found[f"{one} of {other}", "attention"] = forth, back
     return found
 
 
@@ -279,16 +288,12 @@ def run_probe(
     elif probe == "regression":
         score = ridge_probe(train, test, seed=seed)
     else:
-        settings = AttentiveSettings.vjepa(heads_for(train)) if probe == "attentive" else deep_settings(train)
+        heads = heads_for(train.x.shape[-1])
+        settings = AttentiveSettings.vjepa(heads) if probe == "attentive" else AttentiveSettings.vjepa2(heads)
         score = attentive_probe(train, test, settings, seed=seed, device=device)
     return [(probe, score, {"chosen": dict(score.chosen), **score.details})]
 
 
-def heads_for(train: Labelled, most: int = 16) -> int:
+def heads_for(width: int, most: int = 16) -> int:
     """The largest number of heads up to `most` that divides the width."""
-    width = train.x.shape[-1]
     return next(heads for heads in range(min(most, width), 0, -1) if width % heads == 0)
-
-
-def deep_settings(train: Labelled) -> AttentiveSettings:
-    return AttentiveSettings.vjepa2(heads_for(train))

@@ -117,6 +117,7 @@ class Sources:
         """Features of a dataset, from the cache in the run directory if they are there."""
         data, settings, model = self.data, self.settings, self.model
         tokens = any(probe.startswith("attentive") for probe in settings.probes)
+        patches = source == "pixels" and tokens and model.model.encoder.hides
         identity = {
             "source": source,
             "weights": {"model": model.fingerprint, "random_init": seed, "pixels": None}[source],
@@ -130,11 +131,14 @@ class Sources:
         }
 
         def make() -> Features:
-            encode = pixel_features(model.normalize)
-            if source != "pixels":
+            if source == "pixels":
+                encode = pixel_features(model.normalize, model.model.encoder.grid if patches else None)
+            else:
                 encode = encoder_features(self.encoder(source, seed), model.normalize, tokens=tokens)
             return self.extract(dataset, encode, f"{source}, {part}")
 
+        if patches:  # as large as the data itself: read again
+            return make()
         return cached(Path(settings.run) / "features", identity, make)
 
     def extract(self, dataset: SampleDataset, encode: Callable, title: str, **more: Any) -> Features:
