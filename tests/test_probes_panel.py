@@ -296,6 +296,20 @@ def test_a_sudden_loss_of_rank_is_a_partial_collapse():
     assert "fell from 40.0% to 15.0%" in str(verdict)
 
 
+# ijepa_small with the paper's masks, seed 0, at step 20 and every 120th of 3,490
+LOST_AGAIN = """
+.149 .170 .501 .710 .796 .832 .845 .854 .858 .859 .858 .626 .455 .366 .286
+.261 .254 .232 .222 .217 .207 .200 .203 .202 .204 .214 .217 .220 .231 .230
+"""
+
+
+def test_a_rank_that_had_grown_and_is_lost_again_is_a_collapse():
+    history = [GOOD | {"target_rank_share": float(share)} for share in LOST_AGAIN.split()]
+    found = [judge(history[: n + 1], Thresholds(warmup=8)).status for n in range(len(history))]
+    assert found == ["healthy"] * 17 + ["warning"] + ["collapsed"] * 12
+    assert "fell from 85.9% to 23.0% of the possible" in str(judge(history))
+
+
 def course(*points: tuple[float, float, float]) -> list[dict[str, float]]:
     """A history at 100 looks, along straight lines through (share of the run, rank share, position share)."""
     at, ranks, positions = (list(column) for column in zip(*points, strict=True))

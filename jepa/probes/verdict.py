@@ -29,6 +29,8 @@ class Thresholds:
         beginning: first measurements, whose median later ones are compared to.
         rank_left, spread_left: collapsed if the target's rank is below this share of where it began, and the spread of
             its tokens' directions (1 - their mean cosine) is below that share of where it began.
+        rank_grown: collapsed too if the target's rank had grown to so many times where it began, and is below
+            `rank_left` of its highest again: what was learned is lost.
         rank_collapsed: collapsed if the target's rank is below this and below where it began.
         rank_warning: warned about if the target's or the context's rank is below this.
         rank_drop: warned about if the target's rank is below this share of its highest: a partial collapse.
@@ -48,6 +50,7 @@ class Thresholds:
     beginning: int = 3
     rank_left: float = 1 / 3
     spread_left: float = 1 / 2
+    rank_grown: float = 2.0
     rank_collapsed: float = 0.08
     rank_warning: float = 0.10
     rank_drop: float = 0.5
@@ -132,10 +135,11 @@ def _collapsed(history: History, limits: Thresholds) -> Found:
     found: Found = []
     rank, cosine = _recent(history, "target_rank_share", limits), _recent(history, "target_cosine", limits)
     if rank:
-        began = _begin(history, "target_rank_share", limits)
+        began, peak = _begin(history, "target_rank_share", limits), _highest(history)
         lost = max(rank) < limits.rank_left * began and cosine and _closer(history, cosine, limits)
-        if lost or max(rank) < min(limits.rank_collapsed, began):
-            fell = f"fell from {began:.1%} to {rank[-1]:.1%} of the possible"
+        undone = max(rank) < limits.rank_left * peak and peak > limits.rank_grown * began
+        if lost or undone or max(rank) < min(limits.rank_collapsed, began):
+            fell = f"fell from {peak if undone else began:.1%} to {rank[-1]:.1%} of the possible"
             found.append((f"the targets' effective rank {fell}", _RANK))
     if cosine and min(cosine) > limits.cosine_collapsed:
         found.append((f"all target tokens are nearly one vector: mean cosine {cosine[-1]:.3f}", _RANK))
@@ -143,6 +147,11 @@ def _collapsed(history: History, limits: Thresholds) -> Found:
     if position and min(position) > max(limits.position_collapsed, _begin(history, "position_share", limits)):
         found.append((f"position alone explains {position[-1]:.0%} of the targets' variance", _POSITION))
     return found
+
+
+def _highest(history: History) -> float:
+    """The highest rank share of targets."""
+    return max((row.get("target_rank_share", 0.0) for row in history), default=0.0)
 
 
 def _closer(history: History, cosine: list[float], limits: Thresholds) -> bool:
@@ -167,7 +176,7 @@ def _warnings(history: History, limits: Thresholds) -> Found:
         if rank and max(rank) < limits.rank_warning:
             found.append((f"the {name}'s effective rank is {rank[-1]:.1%} of the possible", _RANK))
     rank = _recent(history, "target_rank_share", limits)
-    peak = max((row.get("target_rank_share", 0.0) for row in history), default=0.0)
+    peak = _highest(history)
     if rank and max(rank) < limits.rank_drop * peak:
         found.append((f"the targets' effective rank fell from {peak:.1%} to {rank[-1]:.1%} of the possible", _RANK))
     elif rank and max(rank) < limits.rank_sinks * peak and _content_sinks(history, limits):
