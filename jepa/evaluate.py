@@ -37,9 +37,9 @@ from statistics import mean, stdev
 
 from safetensors.torch import save_file
 
-from jepa import recipe as recipes
 from jepa.build import RecipeError
 from jepa.checkpoint import CheckpointError
+from jepa.command_line import parse
 from jepa.data.base import DataError
 from jepa.loading import load
 from jepa.other_data import data_section, split
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         arguments, overrides = split(arguments)
-        settings = recipes.parse(Settings, arguments, "jepa.evaluate")
+        settings = parse(Settings, arguments, "jepa.evaluate")
         probe = trained(settings)
         model = load(settings.run, trust=settings.trust, device=settings.device)
         data = data_section(model.recipe["data"], overrides)

@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from jepa.build import RecipeError, build
 from jepa.checkpoint import CheckpointError
+from jepa.command_line import parse
 from jepa.data.base import DataError
 from jepa.data.batches import collate
 from jepa.loading import Pretrained
@@ -37,7 +38,6 @@ from jepa.metrics import MetricsError
 from jepa.pictures import enlarge, frame_width, heat, outline, sounds_of, strip, to_image, to_rgb, upright
 from jepa.probes.attention_maps import attention_layers, attention_weights
 from jepa.probes.neighbours import centred, nearest
-from jepa.recipe import parse
 from jepa.report.blocks import Picture, picture
 from jepa.report.source import MOST_TOKENS, Settings, draw, encode, open_run, shown
 from jepa.types import View

@@ -20,9 +20,10 @@ from torch import Tensor
 from jepa import checkpoint
 from jepa.build import RecipeError, build, build_model
 from jepa.card import model_card, without_paths
+from jepa.command_line import PARTS
 from jepa.interfaces import Encoder
 from jepa.model import JEPA
-from jepa.recipe import PARTS, read
+from jepa.recipe import read
 from jepa.types import Input, View, each
 
 Which = Literal["target", "context"]

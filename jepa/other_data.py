@@ -9,7 +9,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from jepa.build import RecipeError, nearest, refuse_unknown
-from jepa.recipe import flat, read, recipes_dir
+from jepa.command_line import flat, recipes_dir
+from jepa.recipe import read
 from jepa.settings import DataSettings
 
 DENSITY = ("fps", "stride", "duration")  # of frames in a clip: one of them is given

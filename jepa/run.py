@@ -25,6 +25,7 @@ from jepa import checkpoint, init_from
 from jepa import recipe as recipes
 from jepa.assemble import assemble, input_size
 from jepa.build import RecipeError, nearest
+from jepa.command_line import available, flat
 from jepa.data.base import DataError
 from jepa.dry_run import describe
 from jepa.metrics import MetricsError
@@ -40,7 +41,7 @@ ERRORS = (RecipeError, DataError, checkpoint.CheckpointError, MetricsError, NonF
 def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if any(argument in ("-h", "--help") for argument in arguments):
-        print(__doc__, "\nRecipes:", ", ".join(recipes.available()))
+        print(__doc__, "\nRecipes:", ", ".join(available()))
         return 0
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
@@ -182,7 +183,7 @@ def introduce(recipe: Mapping[str, Any], settings: TrainSettings, trainer: Train
         accelerator.device.type,
     )
     if settings.trackers:
-        accelerator.init_trackers("jepa", config={k: str(v) for k, v in recipes.flat(recipe)})
+        accelerator.init_trackers("jepa", config={k: str(v) for k, v in flat(recipe)})
     if start:
         log.info("resumed after step %s of %s", f"{start:,}", f"{plan.steps:,}")
 

@@ -43,7 +43,7 @@ def only_line(ran: Ran) -> str:
         ("data=shape", r"did you mean 'shapes'\?"),
         ("masker._target_=jepa.maskers.MultBlock", r"does not exist: did you mean 'MultiBlock'\?"),
         ("masker._target_=nowhere.Masker", r"no module 'nowhere' on the Python path"),
-        ("masker._target_=jepa.recipe.KEYS", r"is a tuple, not a class or function"),
+        ("masker._target_=jepa.command_line.KEYS", r"is a tuple, not a class or function"),
         ("masker._target_=5", r"masker needs _target_"),
         ("masker._target_=builtins.int", r"cannot be used in a recipe"),
         ("seed=abc", r"seed='abc': Input should be a valid integer"),

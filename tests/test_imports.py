@@ -24,6 +24,7 @@ FLOORS: list[set[str]] = [
         "convert",
         "bench",
         "recipe",
+        "command_line",
         "init_from",
         "loading",
         "other_data",

@@ -15,9 +15,9 @@ from torch import nn
 
 import jepa
 from jepa import checkpoint, evaluate, run
-from jepa import recipe as recipes
 from jepa.assemble import check_synchronised
 from jepa.build import RecipeError
+from jepa.command_line import available
 from jepa.convert.export import trace
 from jepa.data import Views, two_views
 from jepa.data.batches import collate
@@ -165,7 +165,7 @@ def seen(trained: jepa.Pretrained, count: int = 3) -> Input:
 
 
 def test_no_recipe_is_left_out() -> None:
-    assert SHRUNK.keys() == set(recipes.available())
+    assert SHRUNK.keys() == set(available())
 
 
 @pytest.mark.usefixtures("few_pairs")

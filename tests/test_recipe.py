@@ -15,10 +15,11 @@ from omegaconf import OmegaConf
 from jepa import build, dry_run
 from jepa import recipe as recipes
 from jepa.assemble import build_schedule
+from jepa.command_line import available, recipes_dir
 from jepa.settings import TrainSettings
 from tests.tiny import TINY
 
-GROUP_FILES = [*sorted(recipes.recipes_dir().glob("*/*.yaml")), recipes.recipes_dir() / "base.yaml"]
+GROUP_FILES = [*sorted(recipes_dir().glob("*/*.yaml")), recipes_dir() / "base.yaml"]
 PUBLISHED_PARAMETERS = {
     "ijepa_vith14": "630,434,560",
     "ijepa_vith16_448": "630,664,960",
@@ -44,12 +45,10 @@ def described(name: str) -> dict[str, str]:
     return {line[:22].strip(): line[22:] for line in text.splitlines()}
 
 
-TRAINED = [
-    name for name in recipes.available() if name.endswith("_tiny") and name not in ("ijepa_tiny", "saccade_tiny")
-]
+TRAINED = [name for name in available() if name.endswith("_tiny") and name not in ("ijepa_tiny", "saccade_tiny")]
 
 
-@pytest.mark.parametrize("name", [name for name in recipes.available() if name not in TRAINED])  # by tests of their own
+@pytest.mark.parametrize("name", [name for name in available() if name not in TRAINED])  # by tests of their own
 def test_every_recipe_has_a_dry_run_without_data(name: str) -> None:
     table = described(name)
     assert table["recipe"] == name
@@ -69,7 +68,7 @@ def test_every_recipe_stands_in_the_readme_with_its_source() -> None:
     unnamed = [row[0] for row in rows if not re.search(r"[A-Z]\w+ (et al\.|& [A-Z]\w+) 20\d\d|LumenPallidium", row[3])]
     assert not unnamed
     named = [name.replace("...", r"\w+") for row in rows for cell in row for name in re.findall(r"`(\w[\w.]*)`", cell)]
-    missing = [name for name in recipes.available() if not any(re.fullmatch(each, name) for each in named)]
+    missing = [name for name in available() if not any(re.fullmatch(each, name) for each in named)]
     assert not missing
 
 
@@ -131,7 +130,7 @@ PUBLISHED_SCHEDULES = {
 }
 
 
-@pytest.mark.parametrize("name", [name for name in recipes.available() if re.match("vjepa2?_(?!tiny)", name)])
+@pytest.mark.parametrize("name", [name for name in available() if re.match("vjepa2?_(?!tiny)", name)])
 def test_video_recipes_have_the_published_values(name: str) -> None:
     size, batch, heads, predictor_heads, kind = PUBLISHED_CLIPS[name]
     steps, lr, weight_decay, momentum, clipping = PUBLISHED_SCHEDULES[kind]
@@ -178,7 +177,7 @@ def settled(*arguments: str) -> dict[str, Any]:
 
 
 def test_every_recipe_has_the_promised_keys() -> None:
-    for name in recipes.available():
+    for name in available():
         recipe = recipes.load_recipe([f"recipe={name}", "dry_run=true"])
         assert {"seed", "run_dir", "dry_run"} <= recipe.keys()
         assert {"root", "workers"} <= recipe["data"].keys()

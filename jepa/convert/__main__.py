@@ -33,6 +33,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from jepa.build import RecipeError
 from jepa.checkpoint import CheckpointError
+from jepa.command_line import parse
 from jepa.convert.export import export
 from jepa.convert.files import read_json
 from jepa.convert.keys import ConversionError, Report
@@ -40,7 +41,6 @@ from jepa.convert.probes import ProbeKind, read_probe
 from jepa.convert.reading import Kind, Told, read
 from jepa.convert.writing import Format, write
 from jepa.loading import Pretrained, Which, load
-from jepa.recipe import parse
 
 PASSED_ON = ("data=", "data.", "masker=", "masker.")
 

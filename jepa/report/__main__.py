@@ -21,10 +21,10 @@ from collections.abc import Sequence
 
 from jepa.build import RecipeError
 from jepa.checkpoint import CheckpointError
+from jepa.command_line import parse
 from jepa.data.base import DataError
 from jepa.metrics import MetricsError
 from jepa.other_data import split
-from jepa.recipe import parse
 from jepa.report.page import ReportSettings, write_report
 
 
