@@ -23,11 +23,12 @@ def _neighbours(bank: Tensor, x: Tensor, k: int) -> Iterator[tuple[Tensor, Tenso
     of two equally near the earlier in the bank comes first.
     """
     unit = F.normalize(bank.float(), dim=-1)
+    lengths = torch.cat([part.double().norm(dim=-1) for part in bank.split(2**16)]).clamp_min(1e-12)
     candidates = min(len(bank), k + _SPARE)
     for part in x.split(max(1, _CHUNK // max(candidates * bank.shape[1], len(bank)))):
         rows = (F.normalize(part.float(), dim=-1) @ unit.T).topk(candidates).indices.sort().values
-        near = F.normalize(bank[rows].double(), dim=-1)
-        cosine = (near @ F.normalize(part.double(), dim=-1)[..., None]).squeeze(-1)
+        sought = F.normalize(part.double(), dim=-1)
+        cosine = (bank[rows].double() @ sought[..., None]).squeeze(-1) / lengths[rows]
         cosine, order = cosine.sort(dim=-1, descending=True, stable=True)
         yield cosine[:, :k], rows.gather(1, order[:, :k])
 
