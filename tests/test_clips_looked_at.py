@@ -91,7 +91,7 @@ def test_every_probe_on_motion_and_appearance(trained: Path, quick: None, capsys
         probes = {row["probe"] for row in rows if row["task"] == task}
         assert probes == ({"regression"} if task in ("speed", "count") else {"knn", "linear", "attentive"})
     pixels = {row["probe"] for row in rows if row["features"] == "pixels"}
-    assert pixels == {"knn", "linear", "regression"}
+    assert pixels == {"knn", "linear", "regression", "attentive"}
     table = capsys.readouterr().out
     assert all(task in table for task in MOTION | APPEARANCE)
     assert report([f"run={trained}", "samples=16", f"output={trained / 'probed.html'}"]) == 0
@@ -131,7 +131,8 @@ def test_segments_and_views_of_real_files(
     }
     data = [f"data{'.' * bool(key)}{key}={value}" for key, value in settings.items()]
     assert evaluate.main([f"run={trained}", *data, "probes=[knn,attentive,finetune]"]) == 0
-    assert set(seen) == {(20, 3, 2 * 32, 32), (19, 3, 2 * 32, 32)}  # two clips of 2 x 4 x 4 tokens
+    # two clips of 2 x 4 x 4 tokens: of the encoder, and raw
+    assert set(seen) == {(count, 3, 2 * 32, width) for count in (20, 19) for width in (32, 384)}
     assert {row["probe"] for row in scores(trained)} == {"knn", "attentive", "finetune"}
 
 

@@ -69,7 +69,7 @@ SHRUNK: dict[str, tuple[str, ...]] = {
     "cjepa_vitb16": IJEPA,
     "energy_ijepa": (*ENERGY, *PREDICTOR, *PICTURES, "masker.min_context=1"),
     "energy_tiny": (*ENERGY, *PREDICTOR, "data.size=32"),
-    "ijepa_small": (*VIT, "data.size=32", "masker.min_context=1", "train.compile=false"),
+    "ijepa_small": (*VIT, "data.size=32", "train.compile=false"),
     "ijepa_tiny": (*VIT, "data.size=32"),
     "ijepa_vitb16": IJEPA,
     "ijepa_vitg16_in22k": IJEPA,
