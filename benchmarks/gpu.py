@@ -8,17 +8,17 @@ turn: truncated as published, ragged, and ragged with blocks recomputed in the b
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Sequence
+from functools import partial
 from statistics import median
 from typing import Any
 
 import torch
 
-from benchmarks.step import Step, spread
+from benchmarks.step import Step, arithmetic, spread
 from jepa import recipe as recipes
 from jepa.assemble import fitting_grid, fitting_masker, input_size
-from jepa.bench import flop_counter, matmul_peak, memory
+from jepa.bench import matmul_peak, memory, timed
 from jepa.build import build_model
 from jepa.data.batches import pose
 from jepa.model import JEPA
@@ -52,24 +52,6 @@ def tokens(batch: JepaBatch) -> int:
     return sum(part.total for part in (*keeps, *(task.query for task in batch.tasks)) if isinstance(part, Indices))
 
 
-def arithmetic(step: Step, batch: JepaBatch, device: torch.device) -> int:
-    """Floating-point operations of a forward and a backward pass."""
-    with flop_counter(device) as counter:
-        step.loss(batch).backward()
-    step.optimizer.zero_grad()
-    return counter.get_total_flops()
-
-
-def timed(step: Step, batch: JepaBatch, device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    step(batch)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
-
-
 def compare(name: str, samples: int, device: torch.device, more: Sequence[str] = ()) -> None:
     """A line for each variant of a recipe; `more` are overrides of it."""
     peak = matmul_peak(device, torch.bfloat16)
@@ -84,13 +66,13 @@ def compare(name: str, samples: int, device: torch.device, more: Sequence[str] =
         step, batches = Step(model, torch.bfloat16), draw(recipe, model, samples, device)
         masks = variant.partition(",")[0]
         if masks not in work:
-            work[masks] = sum(arithmetic(step, batch, device) for batch in batches) / BATCHES
+            work[masks] = sum(arithmetic(step, batch) for batch in batches) / BATCHES
         compile_blocks(model)
         for batch in batches * 2:
             step(batch)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        times = [timed(step, batches[number % BATCHES], device) for number in range(ROUNDS)]
+        times = [timed(partial(step, batches[k % BATCHES]), device) for k in range(ROUNDS)]
         print(
             f"  {variant:20}% of peak: {spread([100 * work[masks] / t / peak for t in times])}   "
             f"{samples / median(times):.1f} samples/s, {median(times) * 1e3:.0f} ms, {work[masks] / 1e12:.1f} TFLOP, "

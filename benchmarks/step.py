@@ -14,9 +14,9 @@ from statistics import median
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.plain import PlainEncoder, PlainPredictor, PlainStep
+from jepa.bench import flop_counter
 from jepa.encoders import ViT
 from jepa.losses import SmoothL1
 from jepa.maskers import MultiBlock
@@ -96,8 +96,8 @@ def tokens(batch: JepaBatch) -> int:
 
 
 def arithmetic(step: Step, batch: JepaBatch) -> int:
-    """Floating-point operations of a forward and backward pass; fused attention may not be counted."""
-    with FlopCounterMode(display=False) as counter:
+    """Floating-point operations of a forward and backward pass."""
+    with flop_counter(batch.target.signal.device) as counter:
         step.loss(batch).backward()
     step.optimizer.zero_grad()
     return counter.get_total_flops()

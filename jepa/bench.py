@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -62,7 +63,7 @@ def report(recipe: Mapping[str, Any], *, warmup: int, steps: int) -> str:
     stream = bench.stream()
     flops, tokens = bench.count(next(stream))
     bench.run(stream, warmup)
-    seconds = bench.timed(lambda: bench.run(stream, steps)) / steps
+    seconds = timed(lambda: bench.run(stream, steps), bench.device) / steps
     phases = bench.phases(stream, steps)
     peak = matmul_peak(accelerator.device, torch.bfloat16 if settings.precision == "bf16" else torch.float32)
     samples = trainer.batches.slice_size
@@ -106,24 +107,13 @@ class Bench:
         run("optimizer", lambda: (trainer.optimizer.step(), trainer.optimizer.zero_grad(set_to_none=True)))
         run("target update", lambda: trainer.jepa.update_target(0.999))
 
-    def synchronize(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-    def timed(self, work: Callable[[], Any]) -> float:
-        self.synchronize()
-        start = time.perf_counter()
-        work()
-        self.synchronize()
-        return time.perf_counter() - start
-
     def phases(self, stream: Iterator[JepaBatch], steps: int) -> dict[str, float]:
         """Mean seconds of each phase, waiting for the device between them."""
         seconds = dict.fromkeys(PHASES, 0.0)
 
         def clock(name: str, work: Callable[[], Any]) -> Any:
             result: list[Any] = []
-            seconds[name] += self.timed(lambda: result.append(work()))
+            seconds[name] += timed(lambda: result.append(work()), self.device)
             return result[0]
 
         model = self.trainer.jepa
@@ -140,7 +130,7 @@ class Bench:
         started: dict[str, float] = {}
 
         def now() -> float:
-            self.synchronize()
+            synchronize(self.device)
             return time.perf_counter()
 
         handles = []
@@ -169,6 +159,20 @@ class Bench:
             if isinstance(task.query, Indices):
                 tokens += seen * (len(task.query) // len(batch.target)) + task.query.total
         return counter.get_total_flops(), tokens
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def timed(work: Callable[[], Any], device: torch.device) -> float:
+    """Seconds that `work` takes, with what it asks of the device."""
+    synchronize(device)
+    start = time.perf_counter()
+    work()
+    synchronize(device)
+    return time.perf_counter() - start
 
 
 def flop_counter(device: torch.device) -> FlopCounterMode:
@@ -211,13 +215,7 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
     for size in (512, 1024, 2048, 4096, 8192):
         a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
         for _ in range(5):
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            start = time.perf_counter()
-            a @ b
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            taken = time.perf_counter() - start
+            taken = timed(partial(torch.mm, a, b), device)
             best = max(best, 2 * size**3 / taken)
             if taken > 0.5:  # half precision on a processor without it
                 return best
