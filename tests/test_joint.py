@@ -31,7 +31,7 @@ from jepa.model import JEPA
 from jepa.nn.position import sincos_table
 from jepa.nn.rotary import RotaryPosition, rotary_table
 from jepa.predictors import ViTPredictor
-from jepa.probes.retrieval import joint_embeddings, mapped, recalls
+from jepa.probes.retrieval import explained, joint_embeddings, mapped, recalls
 from jepa.recipe import load_recipe
 from jepa.report.page import ReportSettings, write_report
 from jepa.targets import EMA
@@ -286,6 +286,17 @@ def test_maskers_refuse_what_they_cannot_do(make: Callable[[], object], message:
         make()
 
 
+def test_explained() -> None:
+    torch.manual_seed(0)
+    target = torch.randn(200, 3) * torch.tensor([2.0, 1.0, 1.0]) + 5
+    guess = torch.stack((target[:, 0], *target.mean(0)[1:].expand(200, 2).T), dim=1)
+    variance = target.var(0)
+    assert explained(guess, target) == pytest.approx(float(variance[0] / variance.sum()), abs=1e-5)
+    assert explained(target.mean(0).expand_as(target), target) == pytest.approx(0, abs=1e-6)
+    assert explained(target.roll(1, 0), target) < -0.5
+    assert explained(target, torch.full_like(target, 0.3)) == 0.0
+
+
 def test_recalls() -> None:
     torch.manual_seed(0)
     a = torch.randn(200, 16)
@@ -354,6 +365,10 @@ def test_a_joint_run_trains_goes_on_exactly_and_is_probed(
     for words in ("sound of clip", "clip of sound", *ways, "recall@10", "regression sound"):
         assert words in table
     assert "pixels" not in (run_dir / "evaluation.json").read_text()
+    rows = json.loads((run_dir / "evaluation.json").read_text())
+    assert {
+        (r["task"], r["features"]) for r in rows if r["probe"] == "retrieval, predictor" and r["metric"] == "r2"
+    } == {(task, source) for task in ("sound of clip", "clip of sound") for source in ("model", "chance")}
     page = write_report(ReportSettings(run=str(run_dir), samples=16)).read_text()
     for words in ("What is hidden and asked: sound", "Nearest neighbours: clip", "Task from_clip, in numbers"):
         assert words.lower() in page.lower()
@@ -442,6 +457,8 @@ def test_one_modality_is_asked_from_another_as_its_own_task() -> None:
     torch.testing.assert_close(told["clip in time"], alone.mean(2).flatten(1))
     torch.testing.assert_close(told["clip"], alone.mean((1, 2)))
     assert told["clip from sound"].shape == told["clip in time"].shape
+    target = model.targets(View(x)).dense()[:, : steps * rows * columns].view(len(x["clip"]), steps, rows * columns, -1)
+    torch.testing.assert_close(told["clip as target"], target.mean(2).flatten(1))
     assert not torch.allclose(found[2], found[0])
     with pytest.raises(ValueError, match="leaves clip only"):
         joint_embeddings(model.encoder, lambda x: x)({"clip": x["clip"]})

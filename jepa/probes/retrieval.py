@@ -69,8 +69,8 @@ def joint_embeddings(
     encoder: Encoder, normalize: Callable[[Any], Input], jepa: JEPA | None = None, asks: Asks = lambda seen, asked: 0
 ) -> Callable[[Input], dict[str, Tensor]]:
     """`encode` for `extract`: of each modality alone mean embeddings, by its name, and tokens ("one tokens"); where a
-    whole JEPA is given also means in each step of time (B, T * D), of each modality alone ("one in time") and of what
-    is predicted of it from another ("one from other").
+    whole JEPA is given also means in each step of time (B, T * D): of each modality alone ("one in time"), of what is
+    predicted of it from another ("one from other"), and of what that is trained to be ("one as target").
 
     Args:
         encoder: of modalities.
@@ -96,18 +96,28 @@ def joint_embeddings(
         if jepa is not None:
             grid = encoder.grid(each(x, lambda part: part.shape[2:]))
             assert isinstance(grid, JointGrid)
-            found |= {f"{name} in time": _in_time(tokens, grid.parts[name]) for name, tokens in alone.items()}
+            target = jepa.targets(View(x)).dense()
+            for name, tokens in alone.items():
+                found[f"{name} in time"] = _in_time(tokens.dense(), grid.parts[name])
+                found[f"{name} as target"] = _in_time(target[:, grid.cells(name)], grid.parts[name])
             for seen, asked in permutations(x, 2):
                 predicted = _predicted(jepa, x, grid, seen, asked, asks(seen, asked))
-                found[f"{asked} from {seen}"] = _in_time(predicted, grid.parts[asked])
+                found[f"{asked} from {seen}"] = _in_time(predicted.dense(), grid.parts[asked])
         return found
 
     return encode
 
 
-def _in_time(tokens: Tokens, grid: tuple[int, ...]) -> Tensor:
-    """(B, T * D) means of tokens over all axes of a grid but the first."""
-    return tokens.dense().unflatten(1, (grid[0], -1)).mean(2).flatten(1)
+def explained(prediction: Tensor, target: Tensor) -> float:
+    """Share of the variance of `target` (N, F) over the samples that `prediction` explains. 0: it is no better than
+    their mean, or they do not vary; below 0: worse."""
+    total = _centred(target).square().sum()
+    return float(1 - (prediction - target).square().sum() / total) if total > 0 else 0.0
+
+
+def _in_time(tokens: Tensor, grid: tuple[int, ...]) -> Tensor:
+    """(B, T * D) means of tokens (B, G, D) over all axes of a grid but the first."""
+    return tokens.unflatten(1, (grid[0], -1)).mean(2).flatten(1)
 
 
 def _predicted(jepa: JEPA, x: Any, grid: JointGrid, seen: str, asked: str, task: int) -> Tokens:

@@ -25,7 +25,7 @@ from jepa.probes.linear import LinearSettings, linear_probe
 from jepa.probes.lowshot import low_shot
 from jepa.probes.movement import MOVEMENT, movement_probe
 from jepa.probes.multilabel import mean_average_precision, multilabel_probe
-from jepa.probes.retrieval import joint_embeddings, mapped, recalls
+from jepa.probes.retrieval import KS, explained, joint_embeddings, mapped, recalls
 from jepa.probes.ridge import ridge_probe
 from jepa.probes.trained import TrainedProbe
 from jepa.probing.sources import Name, Sources, Split
@@ -66,7 +66,7 @@ def evaluate(sources: Sources) -> list[Row]:
     for seed in settings.seeds:
         for probe, rows_of in unlabelled.items():
             if probe in settings.probes:
-                rows += rows_of(sources, seed)
+                rows += noted(rows_of(sources, seed))
         if not of_labels:
             continue
         splits = sources.splits(seed, sources.features)
@@ -84,13 +84,20 @@ def evaluate(sources: Sources) -> list[Row]:
                         found = probe_rows(probe, label, splits, seed, settings.device)
                 except ValueError as error:
                     raise DataError(f"label {label!r}, probe {probe}: {error}") from error
-                rows += found + chances(found, first.train.labels[label], first.test.labels[label])
+                rows += noted(found + chances(found, first.train.labels[label], first.test.labels[label]))
     if not rows:
         raise DataError(
             f"probes=[{', '.join(settings.probes)}] with sources=[{', '.join(settings.sources)}] score nothing on the "
             f"labels {', '.join(sources.labels)}: regression is for quantities, other probes are for classes, "
             f"and for several classes at once {', '.join(SEVERAL)}"
         )
+    return rows
+
+
+def noted(rows: list[Row]) -> list[Row]:
+    """The rows as they are, logged: the files are written when all probes are done, which can take long."""
+    for row in rows:
+        log.info("%s, %s, %s: %s %.3f", row.task, row.probe, row.features, row.metric, row.score)
     return rows
 
 
@@ -186,7 +193,7 @@ def movement_rows(sources: Sources, seed: int) -> list[Row]:
 
 def retrieval_rows(sources: Sources, seed: int) -> list[Row]:
     """How often what belongs to one modality is found by the other: with a linear map between their embeddings, with
-    attention to the tokens of both, and with what the model itself predicts.
+    attention to the tokens of both, and with what the model itself predicts; of that also how much it explains.
 
     Raises:
         DataError: the model or the data has one modality, no encoder is asked for, or its embeddings cannot be used.
@@ -206,16 +213,12 @@ def retrieval_rows(sources: Sources, seed: int) -> list[Row]:
             found = found_by_others(split, encoder.modalities, whole is not None, seed, sources.settings.device)
         except ValueError as error:
             raise DataError(f"probe retrieval, {source}: {error}") from error
-        for (task, way), recall in found.items():
-            for k, score in recall.items():
-                rows.append(Row(task, f"retrieval, {way}", source, f"recall@{k}", score, seed, {}))
-    tests = len(split.test)
+        for (task, way), scores in found.items():
+            for metric, score in scores.items():
+                rows.append(Row(task, f"retrieval, {way}", source, metric, score, seed, {}))
+    chance = {f"recall@{k}": k / len(split.test) for k in KS} | {"r2": 0.0}
     kinds = dict.fromkeys((row.task, row.probe, row.metric) for row in rows)
-    chance = [
-        Row(task, probe, "chance", metric, int(metric.partition("@")[2]) / tests, seed, {})
-        for task, probe, metric in kinds
-    ]
-    return rows + chance
+    return rows + [Row(task, probe, "chance", metric, chance[metric], seed, {}) for task, probe, metric in kinds]
 
 
 def task_of(sources: Sources) -> Callable[[str, str], int]:
@@ -227,23 +230,29 @@ def task_of(sources: Sources) -> Callable[[str, str], int]:
 
 def found_by_others(
     split: Split, modalities: Sequence[str], predicted: bool, seed: int, device: str
-) -> dict[tuple[str, str], dict[int, float]]:
-    """Recalls by task ("sound of clip") and way: by a linear map, by attention, and where there are any by
+) -> dict[tuple[str, str], dict[str, float]]:
+    """Scores by task ("sound of clip") and way: by a linear map, by attention, and where there are any by
     predictions."""
     train, test = split.train.x, split.test.x
     found = {}
     present = [name for name in modalities if name in test]
     for seen, asked in permutations(present, 2):
         task = f"{asked} of {seen}"
-        found[task, "linear map"] = mapped((train[seen], train[asked]), (test[seen], test[asked]), seed)
+        found[task, "linear map"] = named(mapped((train[seen], train[asked]), (test[seen], test[asked]), seed))
         if predicted:
-            found[task, "predictor"] = recalls(test[f"{asked} from {seen}"], test[f"{asked} in time"])
+            guess = test[f"{asked} from {seen}"]
+            recall = named(recalls(guess, test[f"{asked} in time"]))
+            found[task, "predictor"] = recall | {"r2": explained(guess, test[f"{asked} as target"])}
     for one, other in combinations(present, 2):
         fit, held = ((x[f"{one} tokens"], x[f"{other} tokens"]) for x in (train, test))
         settings = ContrastiveSettings(heads_for(gcd(fit[0].shape[-1], fit[1].shape[-1])))
         forth, back = attended(fit, held, settings, seed=seed, device=device)
-        found[f"{other} of {one}", "attention"], found[f"{one} of {other}", "attention"] = forth, back
+        found[f"{other} of {one}", "attention"], found[f"{one} of {other}", "attention"] = named(forth), named(back)
     return found
+
+
+def named(recall: Mapping[int, float]) -> dict[str, float]:
+    return {f"recall@{k}": score for k, score in recall.items()}
 
 
 def finetune_rows(sources: Sources, label: str, seed: int) -> list[Row]:
