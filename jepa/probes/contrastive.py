@@ -12,12 +12,11 @@ from torch import Tensor, nn
 
 from jepa.probes.attentive import AttentivePooler
 from jepa.probes.base import check_features
-from jepa.probes.retrieval import recalls
+from jepa.probes.retrieval import Pair, recalls
 from jepa.probes.splits import random_split
 from jepa.schedules import Cosine
 from jepa.seeding import Stream, generator, isolated
 
-Pair = tuple[Tensor, Tensor]  # tokens (N, L, D) of the one and (N, M, E) of the other modality, row by row
 _ORDER, _INIT = 7, 8  # first counters of the streams for the order of samples and for the start of the weights
 
 
@@ -125,7 +124,7 @@ def attended(
     The learning rate is the one that finds most of held-out training pairs; the towers are then trained anew on all.
 
     Args:
-        train, test: tokens; frozen.
+        train, test: tokens (N, L, D) of the one and (N, M, E) of the other modality; frozen.
         settings: how to train.
         seed: of the split, the order of pairs and the start of the weights.
         device: where the towers are trained.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import permutations
+from itertools import permutations, product
 from typing import Any
 
 import torch
@@ -13,11 +13,15 @@ from torch import Tensor
 
 from jepa.interfaces import Encoder
 from jepa.model import JEPA
-from jepa.probes.base import Labelled, check_features
-from jepa.probes.ridge import ridge_probe
+from jepa.probes.base import check_features
+from jepa.probes.ridge import solutions
+from jepa.probes.splits import random_split
 from jepa.types import Indices, Input, JointGrid, Tokens, View, each
 
+Pair = tuple[Tensor, Tensor]  # of the one and of the other modality, row by row
 KS = (1, 5, 10)
+PENALTIES = (0.01, 0.1, 1.0, 10.0)  # of ridge regression, relative to standardised features
+HELD_OUT = 0.2  # of the training pairs
 _ROUNDING = 1e-12  # of float64, with room: products of equal rows differ by the order of their sums
 
 
@@ -52,14 +56,39 @@ def _centred(x: Tensor) -> Tensor:
     return torch.where(rest.abs() <= _ROUNDING * x.abs().amax(0), 0.0, rest)
 
 
-def mapped(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], seed: int) -> dict[int, float]:
-    """Recalls of embeddings of one modality that a ridge regression takes to those of the other.
+def mapped(train: Pair, test: Pair, seed: int) -> tuple[dict[int, float], dict[int, float]]:
+    """Recalls of the other modality by the one, and of the one by the other, after a ridge regression has taken one of
+    them to the other. Which of the two, and its penalty, are those that find most of held-out training pairs.
 
     Args:
-        train, test: (N, D) of the one and of the other modality; the map is fitted on the first pair.
+        train, test: embeddings (N, D) of the one and (N, E) of the other modality, row by row.
+        seed: of the rows that are held out.
+
+    Raises:
+        ValueError: an embedding holds NaN or infinity, or there are too few.
     """
-    found = ridge_probe(Labelled(*train), Labelled(*test), seed=seed)
-    return recalls(found.predictions, test[1])
+    for x in (*train, *test):
+        check_features(x)
+    fit, held = ((train[0][rows], train[1][rows]) for rows in random_split(len(train[0]), HELD_OUT, seed))
+    k = min(10, len(held[0]))
+
+    def worth(choice: tuple[bool, float]) -> float:
+        forth, back = _through(fit, held, *choice, (k,))
+        return forth[k] + back[k]
+
+    return _through(train, test, *max(product((False, True), PENALTIES), key=worth))
+
+
+def _through(
+    train: Pair, test: Pair, backwards: bool, penalty: float, ks: Sequence[int] = KS
+) -> tuple[dict[int, float], dict[int, float]]:
+    """As `mapped`, by one regression: from the one modality to the other, or `backwards`."""
+    if backwards:
+        back, forth = _through((train[1], train[0]), (test[1], test[0]), False, penalty, ks)
+        return forth, back
+    weights, bias = solutions(*train, torch.tensor([penalty], dtype=torch.float64))
+    guess = test[0].double() @ weights[0] + bias[0]
+    return recalls(guess, test[1], ks), recalls(test[1], guess, ks)
 
 
 Asks = Callable[[str, str], int]  # (seen, asked) -> number of the task
@@ -68,9 +97,9 @@ Asks = Callable[[str, str], int]  # (seen, asked) -> number of the task
 def joint_embeddings(
     encoder: Encoder, normalize: Callable[[Any], Input], jepa: JEPA | None = None, asks: Asks = lambda seen, asked: 0
 ) -> Callable[[Input], dict[str, Tensor]]:
-    """`encode` for `extract`: of each modality alone mean embeddings, by its name, and tokens ("one tokens"); where a
-    whole JEPA is given also means in each step of time (B, T * D): of each modality alone ("one in time"), of what is
-    predicted of it from another ("one from other"), and of what that is trained to be ("one as target").
+    """`encode` for `extract`: of each modality alone tokens ("one tokens") and their means in each step of time
+    (B, T * D, "one in time"); where a whole JEPA is given also such means of what is predicted of it from another ("one
+    from other"), and of what that is trained to be ("one as target").
 
     Args:
         encoder: of modalities.
@@ -90,15 +119,13 @@ def joint_embeddings(
                 f"one modality is to be found by another, but data.eval_transform leaves "
                 f"{'one' if isinstance(x, Tensor) else ', '.join(x)} only"
             )
-        alone = {name: encoder(View({name: part})) for name, part in x.items()}
-        found = {name: tokens.pooled() for name, tokens in alone.items()}
-        found |= {f"{name} tokens": tokens.dense() for name, tokens in alone.items()}
+        grid = encoder.grid(each(x, lambda part: part.shape[2:]))
+        assert isinstance(grid, JointGrid)
+        found = {f"{name} tokens": encoder(View({name: part})).dense() for name, part in x.items()}
+        found |= {f"{name} in time": _in_time(found[f"{name} tokens"], grid.parts[name]) for name in x}
         if jepa is not None:
-            grid = encoder.grid(each(x, lambda part: part.shape[2:]))
-            assert isinstance(grid, JointGrid)
             target = jepa.targets(View(x)).dense()
-            for name, tokens in alone.items():
-                found[f"{name} in time"] = _in_time(tokens.dense(), grid.parts[name])
+            for name in x:
                 found[f"{name} as target"] = _in_time(target[:, grid.cells(name)], grid.parts[name])
             for seen, asked in permutations(x, 2):
                 predicted = _predicted(jepa, x, grid, seen, asked, asks(seen, asked))

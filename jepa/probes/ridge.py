@@ -18,7 +18,7 @@ from jepa.probes.splits import random_split
 LAMBDAS = tuple(10.0**power for power in range(-6, 4))
 
 
-def _solutions(x: Tensor, y: Tensor, lambdas: Tensor) -> tuple[Tensor, Tensor]:
+def solutions(x: Tensor, y: Tensor, lambdas: Tensor) -> tuple[Tensor, Tensor]:
     """Weights (lambdas, D, T) and bias (lambdas, T) for raw features, from one eigendecomposition in float64.
 
     They minimise the mean squared error plus lambda |W|^2 on standardised features; the bias is free.
@@ -90,14 +90,14 @@ def ridge_probe(
     y = y.to(device)
     grid = torch.tensor(list(lambdas), dtype=torch.float64, device=device)
     fit, held = (rows.to(device) for rows in random_split(len(train), held_out, seed))
-    weights, bias = _solutions(train.x[fit], y[fit], grid)
+    weights, bias = solutions(train.x[fit], y[fit], grid)
     errors = (train.x[held].double() @ weights + bias[:, None] - y[held]).square().mean(1)  # (lambdas, T)
     best = errors.argmin(0)
     columns = torch.arange(len(named), device=device)
     predicted = (train.x[held].double() @ weights + bias[:, None])[best, :, columns].T
     validation = float(_r2(predicted, y[held]).mean())
 
-    weights, bias = _solutions(train.x, y, grid)
+    weights, bias = solutions(train.x, y, grid)
     predictions = (test.x.to(device).double() @ weights + bias[:, None])[best, :, columns].T
     y_test = y_test.to(device)
     r2, mae = _r2(predictions, y_test), (predictions - y_test).abs().mean(0)

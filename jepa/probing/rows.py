@@ -235,19 +235,21 @@ def found_by_others(
     predictions."""
     train, test = split.train.x, split.test.x
     found = {}
-    present = [name for name in modalities if name in test]
-    for seen, asked in permutations(present, 2):
-        task = f"{asked} of {seen}"
-        found[task, "linear map"] = named(mapped((train[seen], train[asked]), (test[seen], test[asked]), seed))
-        if predicted:
-            guess = test[f"{asked} from {seen}"]
-            recall = named(recalls(guess, test[f"{asked} in time"]))
-            found[task, "predictor"] = recall | {"r2": explained(guess, test[f"{asked} as target"])}
+    present = [name for name in modalities if f"{name} tokens" in test]
     for one, other in combinations(present, 2):
         fit, held = ((x[f"{one} tokens"], x[f"{other} tokens"]) for x in (train, test))
         settings = ContrastiveSettings(heads_for(gcd(fit[0].shape[-1], fit[1].shape[-1])))
-        forth, back = attended(fit, held, settings, seed=seed, device=device)
-        found[f"{other} of {one}", "attention"], found[f"{one} of {other}", "attention"] = named(forth), named(back)
+        in_time, in_time_held = ((x[f"{one} in time"], x[f"{other} in time"]) for x in (train, test))
+        ways = {
+            "linear map": mapped(in_time, in_time_held, seed),
+            "attention": attended(fit, held, settings, seed=seed, device=device),
+        }
+        for way, (forth, back) in ways.items():
+            found[f"{other} of {one}", way], found[f"{one} of {other}", way] = named(forth), named(back)
+    for seen, asked in permutations(present, 2) if predicted else ():
+        guess = test[f"{asked} from {seen}"]
+        recall = named(recalls(guess, test[f"{asked} in time"]))
+        found[f"{asked} of {seen}", "predictor"] = recall | {"r2": explained(guess, test[f"{asked} as target"])}
     return found
 
 
