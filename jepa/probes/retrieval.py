@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import permutations, product
+from itertools import permutations
 from typing import Any
 
 import torch
@@ -72,23 +72,27 @@ def mapped(train: Pair, test: Pair, seed: int) -> tuple[dict[int, float], dict[i
     fit, held = ((train[0][rows], train[1][rows]) for rows in random_split(len(train[0]), HELD_OUT, seed))
     k = min(10, len(held[0]))
 
-    def worth(choice: tuple[bool, float]) -> float:
-        forth, back = _through(fit, held, *choice, (k,))
-        return forth[k] + back[k]
-
-    return _through(train, test, *max(product((False, True), PENALTIES), key=worth))
+    worth = {
+        (backwards, penalty): forth[k] + back[k]
+        for backwards in (False, True)
+        for penalty, (forth, back) in zip(PENALTIES, _through(fit, held, backwards, PENALTIES, (k,)), strict=True)
+    }
+    backwards, penalty = max(worth, key=lambda choice: worth[choice])
+    return _through(train, test, backwards, (penalty,))[0]
 
 
 def _through(
-    train: Pair, test: Pair, backwards: bool, penalty: float, ks: Sequence[int] = KS
-) -> tuple[dict[int, float], dict[int, float]]:
-    """As `mapped`, by one regression: from the one modality to the other, or `backwards`."""
+    train: Pair, test: Pair, backwards: bool, penalties: Sequence[float], ks: Sequence[int] = KS
+) -> list[tuple[dict[int, float], dict[int, float]]]:
+    """As `mapped`, for each penalty of a regression from the one modality to the other, or `backwards`."""
     if backwards:
-        back, forth = _through((train[1], train[0]), (test[1], test[0]), False, penalty, ks)
-        return forth, back
-    weights, bias = solutions(*train, torch.tensor([penalty], dtype=torch.float64))
-    guess = test[0].double() @ weights[0] + bias[0]
-    return recalls(guess, test[1], ks), recalls(test[1], guess, ks)
+        turned = _through((train[1], train[0]), (test[1], test[0]), False, penalties, ks)
+        return [(forth, back) for back, forth in turned]
+    found = []
+    for weights, bias in zip(*solutions(*train, torch.tensor(penalties, dtype=torch.float64)), strict=True):
+        guess = test[0].double() @ weights + bias
+        found.append((recalls(guess, test[1], ks), recalls(test[1], guess, ks)))
+    return found
 
 
 Asks = Callable[[str, str], int]  # (seen, asked) -> number of the task
