@@ -9,15 +9,12 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 
 from jepa import run
-from jepa.probes.contrastive import ContrastiveSettings
-from jepa.probing import rows
 
 torch.set_num_threads(1)
 os.environ["ACCELERATE_USE_CPU"] = "true"  # for the commands that tests start too
@@ -44,12 +41,6 @@ def fresh_accelerate() -> Iterator[None]:
     forget_accelerate()
     yield
     forget_accelerate()
-
-
-@pytest.fixture
-def few_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Retrieval by attention as ever, but not trained for long."""
-    monkeypatch.setattr(rows, "ContrastiveSettings", partial(ContrastiveSettings, lrs=(1e-3,), steps=4))
 
 
 @pytest.fixture

@@ -168,7 +168,6 @@ def test_no_recipe_is_left_out() -> None:
     assert SHRUNK.keys() == set(available())
 
 
-@pytest.mark.usefixtures("few_pairs")
 @pytest.mark.parametrize("name", SHRUNK)
 def test_a_recipe_trains_goes_on_exactly_loads_and_is_probed(
     name: str, tmp_path: Path, places: dict[str, str], jepa_run: Run, capsys: pytest.CaptureFixture[str]

@@ -101,9 +101,9 @@ Asks = Callable[[str, str], int]  # (seen, asked) -> number of the task
 def joint_embeddings(
     encoder: Encoder, normalize: Callable[[Any], Input], jepa: JEPA | None = None, asks: Asks = lambda seen, asked: 0
 ) -> Callable[[Input], dict[str, Tensor]]:
-    """`encode` for `extract`: of each modality alone tokens ("one tokens") and their means in each step of time
-    (B, T * D, "one in time"); where a whole JEPA is given also such means of what is predicted of it from another ("one
-    from other"), and of what that is trained to be ("one as target").
+    """`encode` for `extract`: of each modality alone the means of its tokens in each step of time (B, T * D, "one in
+    time"); where a whole JEPA is given also such means of what is predicted of it from another ("one from other"), and
+    of what that is trained to be ("one as target").
 
     Args:
         encoder: of modalities.
@@ -125,8 +125,10 @@ def joint_embeddings(
             )
         grid = encoder.grid(each(x, lambda part: part.shape[2:]))
         assert isinstance(grid, JointGrid)
-        found = {f"{name} tokens": encoder(View({name: part})).dense() for name, part in x.items()}
-        found |= {f"{name} in time": _in_time(found[f"{name} tokens"], grid.parts[name]) for name in x}
+        found = {
+            f"{name} in time": _in_time(encoder(View({name: part})).dense(), grid.parts[name])
+            for name, part in x.items()
+        }
         if jepa is not None:
             target = jepa.targets(View(x)).dense()
             for name in x:

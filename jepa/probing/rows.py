@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, permutations
-from math import gcd
 from typing import Any
 
 import torch
@@ -18,7 +17,6 @@ from jepa.interfaces import Masker
 from jepa.maskers import Joint
 from jepa.probes.attentive_fit import AttentiveSettings, attentive_probe
 from jepa.probes.base import Labelled, Score, accuracy
-from jepa.probes.contrastive import ContrastiveSettings, attended
 from jepa.probes.finetune import finetune
 from jepa.probes.knn import knn_probe
 from jepa.probes.linear import LinearSettings, linear_probe
@@ -192,8 +190,8 @@ def movement_rows(sources: Sources, seed: int) -> list[Row]:
 
 
 def retrieval_rows(sources: Sources, seed: int) -> list[Row]:
-    """How often what belongs to one modality is found by the other: with a linear map between their embeddings, with
-    attention to the tokens of both, and with what the model itself predicts; of that also how much it explains.
+    """How often what belongs to one modality is found by the other: with a linear map between their embeddings and with
+    what the model itself predicts; of that also how much it explains.
 
     Raises:
         DataError: the model or the data has one modality, no encoder is asked for, or its embeddings cannot be used.
@@ -210,7 +208,7 @@ def retrieval_rows(sources: Sources, seed: int) -> list[Row]:
         encode = joint_embeddings(encoder, sources.model.normalize, whole, asks)
         try:
             split = sources.split(lambda data, part: sources.extract(data, encode, f"{source}, {part}"), seed)  # noqa: B023
-            found = found_by_others(split, encoder.modalities, whole is not None, seed, sources.settings.device)
+            found = found_by_others(split, encoder.modalities, whole is not None, seed)
         except ValueError as error:
             raise DataError(f"probe retrieval, {source}: {error}") from error
         for (task, way), scores in found.items():
@@ -229,27 +227,20 @@ def task_of(sources: Sources) -> Callable[[str, str], int]:
 
 
 def found_by_others(
-    split: Split, modalities: Sequence[str], predicted: bool, seed: int, device: str
+    split: Split, modalities: Sequence[str], predicted: bool, seed: int
 ) -> dict[tuple[str, str], dict[str, float]]:
-    """Scores by task ("sound of clip") and way: by a linear map, by attention, and where there are any by
-    predictions."""
+    """Scores by task ("sound of clip") and way: by a linear map, and where there are any by predictions."""
     train, test = split.train.x, split.test.x
     found = {}
-    present = [name for name in modalities if f"{name} tokens" in test]
+    present = [name for name in modalities if f"{name} in time" in test]
     for one, other in combinations(present, 2):
-        fit, held = ((x[f"{one} tokens"], x[f"{other} tokens"]) for x in (train, test))
-        settings = ContrastiveSettings(heads_for(gcd(fit[0].shape[-1], fit[1].shape[-1])))
-        in_time, in_time_held = ((x[f"{one} in time"], x[f"{other} in time"]) for x in (train, test))
-        ways = {
-            "linear map": mapped(in_time, in_time_held, seed),
-            "attention": attended(fit, held, settings, seed=seed, device=device),
-        }
-        for way, (forth, back) in ways.items():
-            found[f"{other} of {one}", way], found[f"{one} of {other}", way] = named(forth), named(back)
+        fit, held = ((x[f"{one} in time"], x[f"{other} in time"]) for x in (train, test))
+        for task, recall in zip((f"{other} of {one}", f"{one} of {other}"), mapped(fit, held, seed), strict=True):
+            found[task, "linear map"] = named(recall)
     for seen, asked in permutations(present, 2) if predicted else ():
         guess = test[f"{asked} from {seen}"]
-        recall = named(recalls(guess, test[f"{asked} in time"]))
-        found[f"{asked} of {seen}", "predictor"] = recall | {"r2": explained(guess, test[f"{asked} as target"])}
+        scores = named(recalls(guess, test[f"{asked} in time"]))
+        found[f"{asked} of {seen}", "predictor"] = scores | {"r2": explained(guess, test[f"{asked} as target"])}
     return found
 
 
