@@ -76,8 +76,7 @@ def composed(path: Path, arguments: Sequence[str]) -> DictConfig:
     config = _compose(path, overrides)
     layers = [{o.lstrip("+").partition("=")[0] for o in overrides}, *_own_keys(path)]
     _settle_lengths(config, *layers)
-    for keys in reversed(layers):
-        _fit_replaced_parts(config, keys)
+    _fit_replaced_parts(config, *layers)
     return config
 
 
@@ -173,17 +172,20 @@ def _settle_lengths(config: DictConfig, *layers: set[str]) -> None:
             return
 
 
-def _fit_replaced_parts(config: DictConfig, changed: set[str]) -> None:
-    """A part that replaces another keeps of the other's arguments those that its own signature knows."""
-    replaced = {key.removesuffix(f".{TARGET}") for key in changed if key.endswith(f".{TARGET}")}
-    replaced |= {key for key in changed if key in PARTS}
-    for where in sorted(replaced):
-        node = OmegaConf.select(config, where)
-        if not is_node(node):
-            continue
-        known = parameters(locate(node[TARGET], where))
-        for name in [n for n in node if n != TARGET and n not in known and f"{where}.{n}" not in changed]:
-            del node[name]
+def _fit_replaced_parts(config: DictConfig, *layers: set[str]) -> None:
+    """A part that replaces another keeps of the other's arguments those that its own signature knows. What is said of it
+    there and later, on the command line last of all, stays as it is."""
+    said: set[str] = set()
+    for keys in layers:
+        said |= keys
+        replaced = {key.removesuffix(f".{TARGET}") for key in keys if key.endswith(f".{TARGET}")}
+        for where in sorted(replaced | (keys & set(PARTS))):
+            node = OmegaConf.select(config, where)
+            if not is_node(node):
+                continue
+            known = parameters(locate(node[TARGET], where))
+            for name in [n for n in node if n != TARGET and n not in known and f"{where}.{n}" not in said]:
+                del node[name]
 
 
 def is_node(value: Any) -> bool:

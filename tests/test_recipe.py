@@ -216,6 +216,12 @@ def test_a_target_replaces_another_with_all_its_keys() -> None:
     assert recipe["target"] == {"_target_": "jepa.targets.StopGradient"}
 
 
+@pytest.mark.parametrize("key", ["half_life", "strat"])
+def test_keys_that_a_part_does_not_take_are_refused_where_the_recipe_replaces_another(key: str) -> None:
+    with pytest.raises(build.RecipeError, match=rf"unknown key 'target\.{key}'"):
+        recipes.load_recipe(["recipe=lejepa_tiny", f"target.{key}=3"])
+
+
 def test_a_group_replaces_a_part() -> None:
     masker = recipes.load_recipe(["recipe=ijepa_tiny", "masker=random_patches"])["masker"]
     assert masker == {"_target_": "jepa.maskers.RandomPatches", "target_ratio": [0.6, 0.6], "targets": 1}
@@ -267,13 +273,13 @@ def test_other_lengths_are_refused(value: Any) -> None:
 @pytest.mark.parametrize(("batch_size", "steps"), [(64, 172), (16, 688), (100_000, 1)])
 def test_a_half_life_in_samples_becomes_steps(batch_size: int, steps: int) -> None:
     given = ["target.start=null", "target.half_life=11008 samples", f"train.batch_size={batch_size}"]
-    assert recipes.load_recipe(["recipe=ijepa_tiny", *given])["target"]["half_life"] == steps
+    assert recipes.load_recipe(["recipe=vjepa_tiny", *given])["target"]["half_life"] == steps
 
 
 @pytest.mark.parametrize("value", ["10 %", "2 epochs", "soon"])
 def test_other_half_lives_are_refused(value: str) -> None:
     with pytest.raises(build.RecipeError, match=r"target\.half_life"):
-        recipes.load_recipe(["recipe=ijepa_tiny", "target.start=null", f"target.half_life={value}"])
+        recipes.load_recipe(["recipe=vjepa_tiny", "target.start=null", f"target.half_life={value}"])
 
 
 def test_recipe_of_ones_own_builds_on_the_shipped_ones(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from math import prod
 from typing import Literal
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from jepa.encoders import ViT
 from jepa.interfaces import Encoder, Predictor, TargetUpdater
+from jepa.losses import VarianceCovariance
 from jepa.model import JEPA
 from jepa.nn.init import init_weights
 from jepa.nn.patch import PatchEmbed, cut
@@ -139,6 +141,16 @@ class VariedViT(ViT):
         self.patch_embed = STEMS[stem](in_chans, self.patch_embed.patch_size, dim)
         self.patch_embed.proj.apply(init_weights)
         self.position = ScaledPosition(dim, axis_order, position_scale)
+
+
+class PerPosition(VarianceCovariance):
+    """The terms on what differs from the batch's mean at each position: position alone is no variance."""
+
+    def terms(self, tokens: Tokens) -> dict[str, Tensor]:
+        x, places = tokens.x.float(), tokens.index.values
+        totals = x.new_zeros(prod(tokens.index.grid), x.shape[1]).index_add(0, places, x)
+        counts = places.bincount(minlength=len(totals)).clamp(min=1)
+        return super().terms(Tokens(x - (totals / counts[:, None])[places], tokens.index))
 
 
 class OtherTargets(JEPA):
