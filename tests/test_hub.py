@@ -101,7 +101,7 @@ def converted(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> 
         arguments = [f"from={tmp_path / 'source'}", "recipe=ijepa_tiny"]
     else:
         saved(ijepa_checkpoint(), tmp_path / "source.pth.tar")
-        arguments = [f"from={tmp_path / 'source.pth.tar'}", "kind=ijepa", "recipe=ijepa_tiny", "heads=2"]
+        arguments = [f"from={tmp_path / 'source.pth.tar'}", "kind=ijepa", "recipe=ijepa_small", "heads=2"]
         arguments += ["predictor_heads=2", "licence=cc-by-nc-4.0"]
     assert convert([*arguments, f"to={tmp_path / 'out'}", "keys=true"]) == 0
     return capsys.readouterr().out

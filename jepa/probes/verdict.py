@@ -34,8 +34,9 @@ class Thresholds:
         rank_collapsed: collapsed if the target's rank is below this and below where it began.
         rank_warning: warned about if the target's or the context's rank is below this.
         rank_drop: warned about if the target's rank is below this share of its highest: a partial collapse.
-        rank_sinks, content_left: warned about if the target's rank is below that share of its highest and still falls,
-            while what position does not explain of its variance is below this share of what it was at the beginning.
+        rank_sinks, content_left: warned about if the target's rank is below that share of its highest, below where it
+            began, and still falls, while what position does not explain of its variance is below this share of what it
+            was at the beginning.
         cosine_collapsed: collapsed if two target tokens have a higher mean cosine: all are one vector.
         cosine_warning: the same, as a warning.
         position_collapsed: collapsed if position alone explains more of the target's variance than this and than at
@@ -176,10 +177,10 @@ def _warnings(history: History, limits: Thresholds) -> Found:
         if rank and max(rank) < limits.rank_warning:
             found.append((f"the {name}'s effective rank is {rank[-1]:.1%} of the possible", _RANK))
     rank = _recent(history, "target_rank_share", limits)
-    peak = _highest(history)
+    peak, began = _highest(history), _begin(history, "target_rank_share", limits) if rank else 0.0
     if rank and max(rank) < limits.rank_drop * peak:
         found.append((f"the targets' effective rank fell from {peak:.1%} to {rank[-1]:.1%} of the possible", _RANK))
-    elif rank and max(rank) < limits.rank_sinks * peak and _content_sinks(history, limits):
+    elif rank and max(rank) < min(limits.rank_sinks * peak, began) and _content_sinks(history, limits):
         now = f"{rank[-1]:.1%} of the possible, while position comes to explain {history[-1]['position_share']:.0%}"
         found.append((f"the targets' effective rank falls, from {peak:.1%} to {now} of their variance", _RANK))
     cosine = _recent(history, "target_cosine", limits)
