@@ -173,8 +173,8 @@ def _settle_lengths(config: DictConfig, *layers: set[str]) -> None:
 
 
 def _fit_replaced_parts(config: DictConfig, *layers: set[str]) -> None:
-    """A part that replaces another keeps of the other's arguments those that its own signature knows. What is said of it
-    there and later, on the command line last of all, stays as it is."""
+    """A part that replaces another keeps of the other's arguments those that its own signature knows. What is said of
+    it there and later, on the command line last of all, stays as it is."""
     said: set[str] = set()
     for keys in layers:
         said |= keys

@@ -240,7 +240,8 @@ def test_verdicts(changed, status, reason):
     assert judge(history[1:], Thresholds(warmup=19)).status == status
 
 
-# ijepa_tiny when it had a moving average, seed 0, without and with its regulariser: rank share and cosine of targets at every 40th of 1,000 steps
+# ijepa_tiny when it had a moving average, seed 0, without and with its terms: rank share and cosine of targets at every
+# 40th of 1,000 steps
 PUBLISHED_ALONE = """
 .309 .298 .309 .265 .202 .166 .144 .125 .112 .109 .099 .097 .091 .087 .084 .086 .086 .083 .085 .079 .077 .079 .080 .079
 .584 .686 .604 .610 .648 .714 .773 .765 .793 .832 .829 .841 .880 .861 .885 .880 .861 .879 .882 .900 .907 .906 .884 .906
