@@ -135,7 +135,8 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         film(path, 40 + 7 * number, rate=60, size=(48, 64), options={"preset": "ultrafast"}, sound=True)
         record(folder / "sounds" / f"{number}.wav", wave(16_000, 1.3 + number / 4), 16_000)
     forget_accelerate()
-    assert run.main(["recipe=ijepa_tiny", *SHRUNK["ijepa_tiny"], *SMALL, f"run_dir={folder / 'taught'}"]) == 0
+    ema = "target._target_=jepa.targets.EMA"
+    assert run.main(["recipe=ijepa_tiny", *SHRUNK["ijepa_tiny"], *SMALL, ema, f"run_dir={folder / 'taught'}"]) == 0
     forget_accelerate()
     return {
         "pictures": str(images(folder / "pictures", 8)),
