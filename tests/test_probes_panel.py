@@ -322,8 +322,8 @@ def course(*points: tuple[float, float, float]) -> list[dict[str, float]]:
 # saccade_tiny without its terms, seed 0: effective rank 25, 28 and 23 of 96 at steps 10, 300 and 1,000, position to .77
 SACCADE_ALONE = course((0, 25 / 96, 0.5), (0.3, 28 / 96, 0.5), (1, 23 / 96, 0.77))
 
-# ijepa_tiny with terms half as strong and twice the samples, seed 0: position explains more and more, and the rank falls,
-# but to more than random weights had
+# ijepa_tiny with terms half as strong and twice the samples, seed 0: position explains more and more, and the rank
+# falls, but to more than random weights had
 SELF_TAUGHT = course((0, 0.34, 0.45), (0.16, 0.59, 0.5), (1, 0.52, 0.78))
 
 
