@@ -45,7 +45,7 @@ def recipes_dir() -> Path:
 
 def available() -> list[str]:
     """Names of the shipped recipes."""
-    return sorted(path.stem for path in recipes_dir().glob("*.yaml") if path.stem != "base")
+    return sorted(path.stem for path in recipes_dir().glob("*.yaml") if not path.stem.startswith("base"))
 
 
 def find(name: str) -> Path:

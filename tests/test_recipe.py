@@ -19,7 +19,7 @@ from jepa.command_line import available, recipes_dir
 from jepa.settings import TrainSettings
 from tests.tiny import TINY
 
-GROUP_FILES = [*sorted(recipes_dir().glob("*/*.yaml")), recipes_dir() / "base.yaml"]
+GROUP_FILES = [*sorted(recipes_dir().glob("*/*.yaml")), *sorted(recipes_dir().glob("base*.yaml"))]
 PUBLISHED_PARAMETERS = {
     "ijepa_vith14": "630,434,560",
     "ijepa_vith16_448": "630,664,960",
