@@ -11,7 +11,7 @@ from torch import Tensor
 from jepa.types import UnreadableSample
 
 RANGE = {"u1": (128, 128), "i2": (0, 2**15), "i4": (0, 2**31), "i8": (0, 2**63)}  # silence and full scale
-AT_ONCE = 2**14  # samples, which the processor's cache holds
+AT_ONCE = 2**15  # samples, which the processor's cache holds
 
 
 class Waveform:
