@@ -4,9 +4,10 @@ Writes synthesised sounds as stereo files of several kinds, then makes batches o
 of the files and resampled to 16 kHz, in ways that take turns in one run, so that other load on the machine hits all:
 
     jepa    Batches of jepa.data.Audio as in training: open, seek, decode, mix, resample, crop, stack
-    limit   only decoding, by the same libav, the same packets, which are in memory already
-    files   only decoding these packets, after opening the file and seeking, as any reader must
-    libav   packets from memory decoded, mixed and resampled by libav alone: the same work without files
+    arrays  bare decoding: open, seek, decode the same packets, all samples into one array, neither mixed nor resampled
+    files   the same without taking the samples out of the decoder's frames
+    memory  the same without files either: only decoding, by the same libav, packets that are in memory already
+    libav   packets from memory decoded, mixed and resampled by libav alone: the work of jepa without files
 
 Then reads more crops and prints the memory of the process at the start and at the end.
 """
@@ -23,6 +24,7 @@ import av
 import numpy as np
 import torch
 from av.audio.codeccontext import AudioCodecContext
+from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 from av.packet import Packet
 
@@ -65,22 +67,31 @@ class Recorder:
         self.file = av.open(self.names[0])
         self.decoder = prepared(self.file.streams.audio[0])
 
-    def decode(self) -> None:
+    def memory(self) -> None:
         for packets in self.packets:
             self.decoder.flush_buffers()
             for packet in packets:
                 self.decoder.decode(packet)
 
-    def read(self) -> None:
+    def files(self) -> None:
+        for _ in self._read():
+            pass
+
+    def arrays(self) -> None:
+        for frames in self._read(lambda frame: frame.to_ndarray()):
+            np.concatenate(frames, axis=1)
+
+    def _read(self, take: Callable[[AudioFrame], np.ndarray | None] = lambda frame: None) -> Iterator[list]:
+        """What is taken of each frame, for each file."""
         for name, packets in zip(self.names, self.packets, strict=True):
             with av.open(name) as file:
                 stream = file.streams.audio[0]
                 prepared(stream)
                 file.seek(packets[0].pts, stream=stream)
-                for packet, _ in zip(file.demux(stream), packets, strict=False):
-                    packet.decode()
+                demuxed = zip(file.demux(stream), packets, strict=False)
+                yield [take(frame) for packet, _ in demuxed for frame in packet.decode()]
 
-    def convert(self) -> None:
+    def libav(self) -> None:
         for packets in self.packets:
             self.decoder.flush_buffers()
             change = av.AudioResampler("fltp", "mono", self.rate)
@@ -116,7 +127,8 @@ def compare(name: str, audio: Audio, rounds: int) -> None:
     batches = batches_of(audio)
     recorder = Recorder(batches, audio)
     ways: dict[str, Callable[[], object]] = {
-        "jepa": lambda: batches[0], "limit": recorder.decode, "files": recorder.read, "libav": recorder.convert
+        "jepa": lambda: batches[0], "arrays": recorder.arrays, "files": recorder.files,
+        "memory": recorder.memory, "libav": recorder.libav,
     }  # fmt: skip
     for work in ways.values():
         work()

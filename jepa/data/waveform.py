@@ -63,7 +63,10 @@ class Waveform:
         width = 1 if self.planar else self.given
         frame = self.queue.read()
         assert frame is not None  # something is queued
-        parts = [np.frombuffer(memoryview(plane), self.dtype, width * self.queued) for plane in frame.planes]
+        parts = [
+            np.frombuffer(memoryview(plane), self.dtype, width * self.queued).astype(np.float32, copy=False)
+            for plane in frame.planes
+        ]
         found = parts if self.planar else list(parts[0].reshape(-1, self.given).T)
         self.queued = 0
         x = self.x[:, begin : self.count]
@@ -71,7 +74,7 @@ class Waveform:
             for channel, row in zip(x, found, strict=True):
                 channel[:] = row
         else:
-            np.add(found[0], found[1], out=x[0], dtype=np.float32)  # np.sum takes several times as long
+            np.add(found[0], found[1], out=x[0])  # np.sum takes several times as long
             for row in found[2:]:
                 x[0] += row
         if self.middle:
