@@ -53,12 +53,14 @@ class Sweep:
     def train_and_probe(self, arm: str, seed: int) -> None:
         """One run, unless it is there already."""
         run_dir = self.run_dir(arm, seed)
-        if (run_dir / "evaluation.json").exists():
+        probed = run_dir / "probed"  # an evaluation that was interrupted leaves what it has
+        if probed.exists():
             return
         common = [*self.overrides, *self.arms[arm]]
         command("jepa.run", f"recipe={self.recipe}", f"run_dir={run_dir}", f"seed={seed}", *common)
         trust = [f"trust=[{','.join(self.trust)}]"] if self.trust else []
         command("jepa.evaluate", f"run={run_dir}", f"seeds=[{seed}]", *trust, *self.probing(arm))
+        probed.touch()
 
     def probing(self, arm: str) -> list[str]:
         """Arguments of an arm's evaluation; of a key that is given twice the last counts."""

@@ -20,8 +20,9 @@ Keys:
                          all test samples, or on all labelled ones where there is no test set
     trust=[package]      packages of your own parts that the run's recipe names
 
-Writes evaluation.json and evaluation.csv into the run directory, and prints the table: the model beside raw pixels, a
-randomly initialised encoder of the same architecture, and chance. No test label is used for any choice.
+Writes evaluation.json and evaluation.csv into the run directory, after every probe, and prints the table: the model
+beside raw pixels, a randomly initialised encoder of the same architecture, and chance. What was scored before stays
+beside it as long as weights, data and limit= are the same. No test label is used for any choice.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 from safetensors.torch import save_file
 
@@ -48,6 +50,9 @@ from jepa.probes.trained import TrainedProbe
 from jepa.probing import Row, Settings, Sources, evaluate, score_trained
 
 log = logging.getLogger("jepa")
+
+NAME = ("task", "probe", "features", "metric", "seed")  # of a row
+Scored = dict[str, Any]  # a row of evaluation.json: that of a probe, and the fingerprint of what was probed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,8 +71,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if settings.embed:
             print(embed(sources, Path(settings.embed)))
             return 0
-        rows = score_trained(sources, probe) if probe else evaluate(sources)
-        write(rows, Path(settings.run))
+        rows = kept(model.facts.get("evaluation") or [], sources.fingerprint)
+        for found in [score_trained(sources, probe)] if probe else evaluate(sources):
+            rows = added(rows, found, sources.fingerprint)
+            write(rows, Path(settings.run))
         print(table(rows))
         print(f"\n{Path(settings.run) / 'evaluation.json'}")
     except (RecipeError, CheckpointError, DataError, ValueError) as error:
@@ -118,25 +125,43 @@ def embed(sources: Sources, path: Path) -> str:
     return f"{len(features)} embeddings of width {features.x['last'].shape[1]}: {path}"
 
 
-def write(rows: Sequence[Row], folder: Path) -> None:
+def kept(rows: Sequence[Scored], fingerprint: str) -> list[Scored]:
+    """Those of an earlier evaluation that can stand beside what is scored now."""
+    same = [row for row in rows if row.get("fingerprint") == fingerprint]
+    if len(same) < len(rows):
+        log.info("evaluation.json: %d rows of other weights, data or limit= are replaced", len(rows) - len(same))
+    return same
+
+
+def added(rows: Sequence[Scored], found: Sequence[Row], fingerprint: str) -> list[Scored]:
+    """Rows and those that were found, which replace others of the same name, and are logged."""
+    for row in found:
+        log.info("%s, %s, %s: %s %.3f", row.task, row.probe, row.features, row.metric, row.score)
+    new = [asdict(row) | {"fingerprint": fingerprint} for row in found]
+    names = [tuple(row[key] for key in NAME) for row in new]
+    return [row for row in rows if tuple(row[key] for key in NAME) not in names] + new
+
+
+def write(rows: Sequence[Scored], folder: Path) -> None:
     """evaluation.json and evaluation.csv."""
-    listed = [asdict(row) for row in rows]
-    (folder / "evaluation.json").write_text(json.dumps(listed, indent=1))
+    draft = folder / "evaluation.draft"
+    draft.write_text(json.dumps(rows, indent=1))
+    draft.replace(folder / "evaluation.json")
     with (folder / "evaluation.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, ["task", "probe", "features", "metric", "score", "seed"], extrasaction="ignore")
         writer.writeheader()
-        writer.writerows(listed)
+        writer.writerows(rows)
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(rows: Sequence[Scored]) -> str:
     """Scores by task and probe, the model beside its baselines; means and spreads over seeds."""
     columns = ("model", "random_init", "pixels", "chance")
     lines = [f"{'task':<16}{'probe':<24}{'metric':<10}" + "".join(f"{name:>15}" for name in columns)]
-    for task, probe, metric in dict.fromkeys((row.task, row.probe, row.metric) for row in rows):
+    for task, probe, metric in dict.fromkeys((row["task"], row["probe"], row["metric"]) for row in rows):
         cells = []
         for source in columns:
             kind = (task, probe, metric, source)
-            scores = [r.score for r in rows if (r.task, r.probe, r.metric, r.features) == kind]
+            scores = [r["score"] for r in rows if (r["task"], r["probe"], r["metric"], r["features"]) == kind]
             spread = f" ±{stdev(scores):.3f}" if len(scores) > 1 else ""
             cells.append(f"{mean(scores):.3f}{spread}" if scores else "")
         lines.append(f"{task:<16}{probe:<24}{metric:<10}" + "".join(f"{cell:>15}" for cell in cells))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from functools import partial
 from pathlib import Path
 
@@ -80,6 +81,7 @@ def test_features_are_kept_and_used_again(trained: Path, monkeypatch: pytest.Mon
 
 
 def test_some_labels_only(trained: Path) -> None:
+    (trained / "evaluation.json").unlink(missing_ok=True)
     few = ("probes=[knn,regression]", "labels=[count,shape]")
     assert evaluate.main([f"run={trained}", *QUICK, *SMALL, *few]) == 0
     assert {row["task"] for row in rows_of(trained)} == {"count", "shape"}
@@ -207,6 +209,36 @@ def test_data_that_cannot_be_probed(trained: Path, tmp_path: Path, capsys: pytes
     few = folder_of_pictures(tmp_path / "few", classes=2, each=1)
     assert evaluate.main([f"run={trained}", "data=images", f"data.root={few}", "data.workers=0", "probes=[knn]"]) == 1
     assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_scores_stay_beside_later_ones_of_the_same_data(trained: Path, caplog: pytest.LogCaptureFixture) -> None:
+    request = [f"run={trained}", *QUICK, *SMALL, "labels=[shape]", "sources=[model]"]
+    caplog.set_level(logging.INFO, "jepa")
+
+    def scored(*more: str) -> dict[str, float]:
+        assert evaluate.main([*request, *more]) == 0
+        return {row["probe"]: row["score"] for row in rows_of(trained) if row["features"] == "model"}
+
+    (trained / "evaluation.json").unlink(missing_ok=True)
+    first = scored("probes=[knn]", "seeds=[3]")
+    both = scored("probes=[linear]", "seeds=[3]")
+    assert both.keys() == {"knn", "linear", "linear last4"}
+    assert both["knn"] == first["knn"]
+    assert scored("probes=[knn]", "seeds=[3]") == both  # again, instead of twice
+    assert len(rows_of(trained)) == 5  # with two of chance
+    assert scored("probes=[knn]", "seeds=[3]", "which=context").keys() == {"knn"}
+    assert "5 rows of other weights, data or limit= are replaced" in caplog.text
+
+
+def test_an_interrupted_evaluation_leaves_what_it_has(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(rows, "linear_probe", interrupted)
+    (trained / "evaluation.json").unlink(missing_ok=True)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.main([f"run={trained}", *QUICK, *SMALL, "labels=[shape]", "sources=[model]", "probes=[knn,linear]"])
+    assert {row["probe"] for row in rows_of(trained)} == {"knn"}
 
 
 def test_a_run_without_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

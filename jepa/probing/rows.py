@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, permutations
 from typing import Any
@@ -49,8 +49,8 @@ class Row:
     details: Mapping[str, Any]
 
 
-def evaluate(sources: Sources) -> list[Row]:
-    """Rows of every probe, on every label it can use, for every seed.
+def evaluate(sources: Sources) -> Iterator[list[Row]]:
+    """Rows of every probe, on every label it can use, for every seed, as soon as there are some.
 
     Raises:
         DataError: there are no labels, none that the probes are for, or a probe cannot use one (a single class, say).
@@ -60,11 +60,12 @@ def evaluate(sources: Sources) -> list[Row]:
     of_labels = [probe for probe in settings.probes if probe not in unlabelled]
     if of_labels and not sources.labels:
         raise DataError("the data has no labels to probe: use sub-folders, a list with labels, or another data=NAME")
-    rows: list[Row] = []
+    scored = False
     for seed in settings.seeds:
         for probe, rows_of in unlabelled.items():
             if probe in settings.probes:
-                rows += noted(rows_of(sources, seed))
+                scored = True
+                yield rows_of(sources, seed)
         if not of_labels:
             continue
         splits = sources.splits(seed, sources.features)
@@ -82,21 +83,15 @@ def evaluate(sources: Sources) -> list[Row]:
                         found = probe_rows(probe, label, splits, seed, settings.device)
                 except ValueError as error:
                     raise DataError(f"label {label!r}, probe {probe}: {error}") from error
-                rows += noted(found + chances(found, first.train.labels[label], first.test.labels[label]))
-    if not rows:
+                if found:
+                    scored = True
+                    yield found + chances(found, first.train.labels[label], first.test.labels[label])
+    if not scored:
         raise DataError(
             f"probes=[{', '.join(settings.probes)}] with sources=[{', '.join(settings.sources)}] score nothing on the "
             f"labels {', '.join(sources.labels)}: regression is for quantities, other probes are for classes, "
             f"and for several classes at once {', '.join(SEVERAL)}"
         )
-    return rows
-
-
-def noted(rows: list[Row]) -> list[Row]:
-    """The rows as they are, logged: the files are written when all probes are done, which can take long."""
-    for row in rows:
-        log.info("%s, %s, %s: %s %.3f", row.task, row.probe, row.features, row.metric, row.score)
-    return rows
 
 
 def score_trained(sources: Sources, probe: TrainedProbe) -> list[Row]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from jepa.build import build, build_model, nearest
 from jepa.data import Saccades, center_crop
-from jepa.data.base import DataError, SampleDataset
+from jepa.data.base import DataError, SampleDataset, fingerprint_of
 from jepa.interfaces import Encoder
 from jepa.loading import Pretrained, Which
 from jepa.maskers import Saccade
@@ -100,6 +100,14 @@ class Sources:
             for label in set(settings.labels) - set(self.labels):
                 raise DataError(f"labels: no {label!r} in the data, {nearest(label, self.labels)}")
             self.labels = {label: self.labels[label] for label in settings.labels}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of what is probed, and on which samples: scores with another one are not to be compared."""
+        data, model, which = self.data, self.model, self.settings.which or self.model.learned
+        parts = [part.fingerprint for part in (self.train, self.test) if part is not None]
+        seen = [data[key] for key in ("eval_transform", "batch_transform", "size")]
+        return fingerprint_of([model.fingerprint, which, *parts, repr((self.train.label_names, seen, self.settings.limit))])
 
     def splits(self, seed: int, make: Callable[[Source, int, SampleDataset, str], Features]) -> dict[str, Split]:
         """Training and test features of each source, made by `features` or `pairs`."""
