@@ -106,8 +106,8 @@ class Sources:
         """Of what is probed, and on which samples: scores with another one are not to be compared."""
         data, model, which = self.data, self.model, self.settings.which or self.model.learned
         parts = [part.fingerprint for part in (self.train, self.test) if part is not None]
-        seen = [data[key] for key in ("eval_transform", "batch_transform", "size")]
-        return fingerprint_of([model.fingerprint, which, *parts, repr((self.train.label_names, seen, self.settings.limit))])
+        given = [self.train.label_names, *(data[key] for key in ("eval_transform", "batch_transform", "size"))]
+        return fingerprint_of([model.fingerprint, which, *parts, repr([*given, self.settings.limit])])
 
     def splits(self, seed: int, make: Callable[[Source, int, SampleDataset, str], Features]) -> dict[str, Split]:
         """Training and test features of each source, made by `features` or `pairs`."""
