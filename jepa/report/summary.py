@@ -86,7 +86,7 @@ def inputs(run: Run, material: Material) -> list[tuple[str, str]]:
     for name, cells in parts.items():
         x = material.source[name] if isinstance(material.source, Mapping) else material.source
         lines.append(
-            (f"input {name}".strip(), f"{times(x.shape[2:])} with {x.shape[1]} channels, {times(cells)} tokens")
+            (f"input {name}".strip(), f"{times(x.shape[2:])}, channels {x.shape[1]}, tokens {times(cells)}")
         )
     return lines
 
