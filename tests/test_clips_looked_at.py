@@ -259,7 +259,7 @@ def test_the_page_of_a_run_on_clips_moves(page: str) -> None:
     assert len(page) < 25_000 * len(stills)
     for name in ("curves", "panel", "throughput"):
         assert "<svg" in section(page, name)
-    assert "4 × 32 × 32, channels 3, tokens 2 × 4 × 4" in section(page, "run")
+    assert "4 × 32 × 32 with 3 channels, 2 × 4 × 4 tokens" in section(page, "run")
 
 
 def test_the_masks_of_each_task_are_shown(page: str, trained: Path) -> None:

@@ -154,17 +154,24 @@ def test_probe_table_shows_means_beside_baselines(trained: Path, page: str, tmp_
 
 
 def test_verdict_stands_at_the_top(trained: Path, page: str, tmp_path: Path) -> None:
-    assert "No sign of collapse" in page
+    assert "Too early to tell" in page
     folder = copied(trained, tmp_path)
     path = folder / "metrics.jsonl"
-    row = json.loads(path.read_text().splitlines()[-1])
-    rows = [row | {"step": step, "target_cosine": 0.995} for step in range(1, 41)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert main([f"run={folder}", "samples=16"]) == 0
-    top = (folder / "report.html").read_text().partition("<nav>")[0]
-    assert "Collapsed" in top
-    assert "all target tokens are nearly one vector: mean cosine 0.995" in top
-    assert "What usually helps" in top
+    last = json.loads(path.read_text().splitlines()[-1])
+
+    def top(**values: float) -> str:
+        rows = [last | {"step": step, "agreement_gain": 0.5} | values for step in range(1, 41)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        assert main([f"run={folder}", "samples=16"]) == 0
+        return (folder / "report.html").read_text().partition("<nav>")[0]
+
+    fine = top(target_cosine=0.1, position_share=0.3)
+    assert "No sign of collapse" in fine
+    assert "What usually helps" not in fine
+    lost = top(target_cosine=0.995)
+    assert "Collapsed" in lost
+    assert "all target tokens are nearly one vector: mean cosine 0.995" in lost
+    assert "What usually helps" in lost
 
 
 def test_a_run_without_panel_or_metrics(trained: Path, tmp_path: Path) -> None:

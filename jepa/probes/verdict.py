@@ -8,7 +8,7 @@ from math import isfinite
 from statistics import median
 from typing import Literal
 
-Status = Literal["healthy", "warning", "collapsed"]
+Status = Literal["too early to tell", "healthy", "warning", "collapsed"]
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Verdict:
     """Whether a run learns.
 
     Attributes:
-        status: the worst of what was found.
+        status: the worst of what was found; "too early to tell" before `warmup` measurements.
         reasons: what was found, with its numbers.
         advice: what usually helps.
     """
@@ -109,7 +109,7 @@ def judge(history: History, thresholds: Thresholds | None = None) -> Verdict:
     if history and not all(isfinite(value) for value in history[-1].values()):
         return Verdict("collapsed", ("the embeddings are not finite",), _FINITE)
     if len(history) < limits.warmup:
-        return Verdict("healthy")
+        return Verdict("too early to tell", (f"{len(history)} of the {limits.warmup} looks that a verdict needs",))
     collapsed, warnings = _collapsed(history, limits), _warnings(history, limits)
     found = collapsed or warnings
     if not found:

@@ -38,7 +38,7 @@ class Watch:
             return {}
         values = self.panel.measure(output.intermediates, batch.labels, batch.index)
         verdict = self.panel.verdict()
-        if verdict.status != self._said:
+        if verdict.status not in (self._said, "too early to tell"):
             self._said = verdict.status
             helps = f". What usually helps: {'; '.join(verdict.advice)}" if verdict.advice else ""
             log.warning("step %d: %s%s", step, verdict, helps)
@@ -52,15 +52,15 @@ class Watch:
         rank = {"rank": f"{last['target_rank']:.0f}"} if "target_rank" in last else {}
         first = next((name for name in last if name.startswith("knn/")), None)
         knn = {f"knn {first.removeprefix('knn/')}": f"{last[first]:.2f}"} if first else {}
-        judged = len(self.panel.history) >= self.panel.thresholds.warmup
-        return rank | knn | {"run": self.panel.verdict().status if judged else "too early to tell"}
+        return rank | knn | {"run": self.panel.verdict().status}
 
     def state_dict(self) -> dict[str, Tensor]:
         return flatten(self.panel.state_dict())
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.panel.load_state_dict(nest(state))
-        self._said = self.panel.verdict().status
+        status = self.panel.verdict().status
+        self._said = "healthy" if status == "too early to tell" else status
 
 
 def flatten(state: Mapping[str, Any], prefix: str = "") -> dict[str, Tensor]:

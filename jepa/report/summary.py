@@ -85,9 +85,8 @@ def inputs(run: Run, material: Material) -> list[tuple[str, str]]:
     lines = []
     for name, cells in parts.items():
         x = material.source[name] if isinstance(material.source, Mapping) else material.source
-        lines.append(
-            (f"input {name}".strip(), f"{times(x.shape[2:])}, channels {x.shape[1]}, tokens {times(cells)}")
-        )
+        channels = "1 channel" if x.shape[1] == 1 else f"{x.shape[1]} channels"
+        lines.append((f"input {name}".strip(), f"{times(x.shape[2:])} with {channels}, {times(cells)} tokens"))
     return lines
 
 
