@@ -20,7 +20,7 @@ from jepa.probes import rank_me
 from jepa.report.__main__ import main
 from jepa.report.answers import answers, collages, retrieve
 from jepa.report.charts import MOST_POINTS, line_chart, number_text, ticks
-from jepa.report.curves import dimensions
+from jepa.report.curves import chart, dimensions
 from jepa.report.gallery import principal_colours
 from jepa.report.page import SECTIONS
 from jepa.report.source import Material, Run, Settings, gather, open_run
@@ -172,6 +172,22 @@ def test_verdict_stands_at_the_top(trained: Path, page: str, tmp_path: Path) -> 
     assert "Collapsed" in lost
     assert "all target tokens are nearly one vector: mean cosine 0.995" in lost
     assert "What usually helps" in lost
+
+
+def test_a_target_that_is_no_average_has_no_momentum(trained: Path, page: str, tmp_path: Path) -> None:
+    assert "Momentum of the target" in page
+    folder = copied(trained, tmp_path)
+    path = folder / "metrics.jsonl"
+    rows = [json.loads(line) | {"momentum": 0.0} for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main([f"run={folder}", "samples=16"]) == 0
+    assert "Momentum of the target" not in (folder / "report.html").read_text()
+
+
+def test_accuracies_on_single_batches_are_averaged() -> None:
+    rows = [{"step": step, "knn/shape": float(step % 2), "loss": float(step % 2)} for step in range(1, 41)]
+    (knn,), (loss,) = (chart(rows, "", (name,)).lines for name in ("knn/shape", "loss"))
+    assert (knn.last, loss.last) == ("0.5", "0")
 
 
 def test_a_run_without_panel_or_metrics(trained: Path, tmp_path: Path) -> None:

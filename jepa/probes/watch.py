@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from statistics import mean
 from typing import Any
 
 from torch import Tensor
@@ -12,6 +13,8 @@ from jepa.probes.panel import CollapsePanel
 from jepa.types import JepaBatch, StepOutput
 
 log = logging.getLogger(__name__)
+
+LOOKS = 10  # over which the accuracy on single batches is averaged
 
 
 class Watch:
@@ -50,8 +53,9 @@ class Watch:
         """A few words for the progress bar."""
         last = self.panel.history[-1] if self.panel.history else {}
         rank = {"rank": f"{last['target_rank']:.0f}"} if "target_rank" in last else {}
-        first = next((name for name in last if name.startswith("knn/")), None)
-        knn = {f"knn {first.removeprefix('knn/')}": f"{last[first]:.2f}"} if first else {}
+        first = next((name for name in last if name.startswith("knn/")), "")
+        scores = [look[first] for look in self.panel.history[-LOOKS:] if first in look]
+        knn = {f"knn {first.removeprefix('knn/')}": f"{mean(scores):.2f}"} if scores else {}
         return rank | knn | {"run": self.panel.verdict().status}
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 from torch import Tensor
 
 from jepa.probes.diagnostics import LEAST_SAMPLES, correlation_dimension, rank_me
 from jepa.probes.verdict import Verdict, judge
+from jepa.probes.watch import LOOKS
 from jepa.report.blocks import Section, Table
 from jepa.report.charts import Chart, line_chart
 from jepa.report.source import Material, Run
@@ -59,7 +60,8 @@ def training(run: Run, material: Material) -> Section:
         return Section("curves", "Training", ["There is no metrics.jsonl in this run directory."])
     losses = {"loss": "all"} | {name: name[5:] for name in run.rows[-1] if name.startswith("loss_")}
     charts = [chart(run.rows, "Loss", list(losses), "It only says how well predictions fit; see the panel below.")]
-    charts += [chart(run.rows, title, names) for title, names in SCHEDULES.items()]
+    moves = any(0 < row.get("momentum", 0) < 1 for row in run.rows)  # a target that is no average has 0 or 1 throughout
+    charts += [chart(run.rows, title, names) for title, names in SCHEDULES.items() if moves or names != ("momentum",)]
     return Section("curves", "Training", ["Loss and schedules. Point at a chart to read its numbers."], charts)
 
 
@@ -70,7 +72,7 @@ def panel(run: Run, material: Material) -> Section:
     rows = [row for row in run.rows if panel_history([row])]
     groups = [(title, names, note) for title, (names, note) in PANEL.items()]
     for name in dict.fromkeys(n.partition("/")[2] for row in history for n in row if n.startswith("knn/")):
-        note = "Accuracy of a nearest-neighbour vote among earlier samples; chance: the most frequent class."
+        note = f"Accuracy of a vote among earlier samples, mean of {LOOKS} looks; chance: the most frequent class."
         groups.append((f"Online kNN: {name}", (f"knn/{name}", f"knn_chance/{name}"), note))
     charts = [
         chart(rows, title, names, note) for title, names, note in groups if any(n in r for r in rows for n in names)
@@ -110,10 +112,12 @@ def throughput(run: Run, material: Material) -> Section:
 
 
 def chart(rows: Rows, title: str, names: Sequence[str], note: str = "") -> Chart:
-    """Named columns of the metrics against the step."""
-    series = {
-        name.replace("knn_chance/", "chance: ").replace("knn/", "kNN: ").replace("_", " "): points
-        for name in names
-        if (points := [(float(row["step"]), float(row[name])) for row in rows if name in row])
-    }
+    """Named columns of the metrics against the step; accuracies on single batches as means of the last looks."""
+    series = {}
+    for name in names:
+        points = [(float(row["step"]), float(row[name])) for row in rows if name in row]
+        if name.startswith("knn"):
+            points = [(x, mean(y for _, y in points[max(0, i - LOOKS + 1) : i + 1])) for i, (x, _) in enumerate(points)]
+        if points:
+            series[name.replace("knn_chance/", "chance: ").replace("knn/", "kNN: ").replace("_", " ")] = points
     return line_chart(title, series, note)
