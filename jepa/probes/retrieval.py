@@ -47,7 +47,7 @@ def recalls(query: Tensor, bank: Tensor, ks: Sequence[int] = KS) -> dict[int, fl
     own = cosine.diagonal()[:, None]
     nearer = (cosine > own + _ROUNDING).sum(1)
     equal = ((cosine - own).abs() <= _ROUNDING).sum(1)  # itself among them
-    return {k: float(((k - nearer) / equal).clamp(0, 1).mean()) for k in ks}
+    return {k: float(((k - nearer) / equal).clamp(0, 1).double().mean()) for k in ks}
 
 
 def _centred(x: Tensor) -> Tensor:
